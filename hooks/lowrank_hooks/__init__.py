@@ -1,0 +1,43 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The contract between lowrank-plugin and those who extend it: hooks, and the types that cross them."""
+
+from lowrank_hooks.factorization import Factorization, Stage, StageShape
+from lowrank_hooks.layers import LayerAdapter
+from lowrank_hooks.norm import Norm
+from lowrank_hooks.problem import Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
+from lowrank_hooks.records import (
+    API_VERSION,
+    CostModelRecord,
+    DecomposerRecord,
+    LayerAdapterRecord,
+    Option,
+    RankPolicyRecord,
+    StepEvent,
+)
+from lowrank_hooks.specs import PROJECT, hookimpl
+
+__all__ = [
+    "API_VERSION",
+    "PROJECT",
+    "CostModelRecord",
+    "Decomposer",
+    "DecomposerRecord",
+    "Factorization",
+    "KernelShape",
+    "LayerAdapter",
+    "LayerAdapterRecord",
+    "Norm",
+    "Option",
+    "Point",
+    "Problem",
+    "Rank",
+    "RankPolicyRecord",
+    "Solution",
+    "Stage",
+    "StageShape",
+    "Status",
+    "StepEvent",
+    "hookimpl",
+]

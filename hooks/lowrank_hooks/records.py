@@ -1,0 +1,118 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The named records that plugins yield."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lowrank_hooks.layers import LayerAdapter
+from lowrank_hooks.problem import Decomposer
+
+API_VERSION = 1
+"""The version of this contract. A record made for another one is refused with a message."""
+
+
+@dataclass(frozen=True)
+class DecomposerRecord:
+    """A way to factorise a kernel.
+
+    :param name: what users write under ``"decomposers"``.
+    :param decomposer: the implementation.
+    :param summary: one line for listings.
+    :param spatial_axes: the numbers of spatial axes it takes; 0 is a linear layer, 2 a Conv2d.
+    :param automatic: whether it competes under ``"decomposers": "auto"``.
+    :param api_version: the contract it was written for.
+    """
+
+    name: str
+    decomposer: Decomposer
+    summary: str = ""
+    spatial_axes: frozenset[int] = frozenset({0, 1, 2, 3})
+    automatic: bool = True
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class LayerAdapterRecord:
+    """A module type that can be factorised.
+
+    :param name: shown in listings and stored in saved states.
+    :param module_type: matched exactly, so that subclasses with a forward of their own are left alone.
+    :param adapter: the implementation.
+    :param summary: one line for listings.
+    :param api_version: the contract it was written for.
+    """
+
+    name: str
+    module_type: type[nn.Module]
+    adapter: LayerAdapter
+    summary: str = ""
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class CostModelRecord:
+    """What a chain costs: the unit of a budget.
+
+    :param name: the key users write in ``"budget"``.
+    :param cost: called with the sizes of a chain for one group, the positions each stage computes for one sample and
+        the groups of the layer; returns the cost of the layer in any additive unit.
+    :param summary: one line for listings.
+    :param api_version: the contract it was written for.
+    """
+
+    name: str
+    cost: Callable[[Sequence[Any], Sequence[int], int], float]
+    summary: str = ""
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice for one layer, as rank policies see it.
+
+    :param cost: what the layer costs with this choice.
+    :param error: its relative error; 0 for keeping the layer dense.
+    """
+
+    cost: float
+    error: float
+
+
+@dataclass(frozen=True)
+class RankPolicyRecord:
+    """How the choices of all layers are made under one budget.
+
+    :param name: what users write under ``"policy"``.
+    :param allocate: called with {layer: its options, the first of which keeps it dense} and the cost that all layers
+        together may have; returns {layer: index of its option}. Raises ValueError where the budget cannot be met.
+    :param summary: one line for listings.
+    :param api_version: the contract it was written for.
+    """
+
+    name: str
+    allocate: Callable[[Mapping[str, Sequence[Option]], float], Mapping[str, int]]
+    summary: str = ""
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Something the flow has just done, for progress displays and logs.
+
+    :param step: ``"survey"``, ``"collect"``, ``"propose"``, ``"fit"`` or ``"repair"``.
+    :param done: units finished, layers or batches.
+    :param total: units in all; None where it is unknown.
+    :param layer: the layer just finished, where the unit is a layer.
+    """
+
+    step: str
+    done: int
+    total: int | None = None
+    layer: str | None = None

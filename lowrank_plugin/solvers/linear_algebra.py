@@ -1,0 +1,103 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Linear algebra with positive semi-definite matrices, where a singular one is the normal case. All batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def relative_cutoff(matrix: Tensor) -> float:
+    """The share of the largest eigenvalue below which eigenvalues of a square matrix are rounding noise."""
+    return matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+
+
+def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric square root of a positive semi-definite matrix and its pseudo-inverse.
+
+    >>> root, inverse = roots(torch.diag(torch.tensor([4.0, 0.0])))
+    >>> root.diagonal(), inverse.diagonal()
+    (tensor([2., 0.]), tensor([0.5000, 0.0000]))
+
+    :param matrix: [..., n, n], symmetric.
+    :return: two tensors [..., n, n]; eigenvalues below the relative cut-off count as zero in both.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > relative_cutoff(matrix) * values[..., -1:].clamp_min(0)
+    root = torch.where(kept, values, torch.zeros_like(values)).sqrt()
+    inverse = torch.where(kept, values.rsqrt(), torch.zeros_like(values))
+    return (vectors * root.unsqueeze(-2)) @ vectors.mT, (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor of a positive semi-definite matrix, with the least relative ridge that makes it exist.
+
+    The ridge starts at the rounding level of the dtype (relative to the mean eigenvalue) and grows tenfold.
+
+    :param matrix: [..., n, n], symmetric, finite.
+    :return: [..., n, n], lower triangular.
+    :raises ValueError: where the matrix is not finite or far from semi-definite.
+    """
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None].clamp_min(torch.finfo(matrix.dtype).tiny)
+    ridge = relative_cutoff(matrix)
+    while ridge < 1:
+        shifted = matrix + torch.diag_embed((ridge * scale).expand(matrix.shape[:-1]))
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if not info.any():
+            return factor
+        ridge *= 10
+    msg = f"A matrix of shape {tuple(matrix.shape)} has no Cholesky factor: it is not finite or not semi-definite."
+    raise ValueError(msg)
+
+
+def solve_right(rhs: Tensor, gram: Tensor) -> Tensor:
+    """Solve ``X @ gram = rhs`` for X with a positive semi-definite ``gram``.
+
+    :param rhs: [..., m, n].
+    :param gram: [..., n, n].
+    :return: [..., m, n].
+    """
+    return torch.cholesky_solve(rhs.mT, cholesky(gram)).mT
+
+
+def conjugate_gradient(
+    apply: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    start: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    steps: int,
+    rtol: float = 0.0,
+) -> Tensor:
+    """Preconditioned conjugate gradients on ``apply(X) = rhs``; each leading index is a system of its own.
+
+    :param apply: a linear symmetric positive semi-definite map on [B, ...].
+    :param rhs: [B, ...].
+    :param start: [B, ...], the starting point.
+    :param precondition: an approximate inverse of ``apply``.
+    :param steps: the most steps taken.
+    :param rtol: stop when every residual has fallen below this share of its right-hand side.
+    :return: [B, ...].
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(dim=1).reshape(-1, *(1 for _ in rhs.shape[1:]))
+
+    x, residual = start, rhs - apply(start)
+    target = rtol**2 * dot(rhs, rhs)
+    direction = z = precondition(residual)
+    rho = dot(residual, z)
+    for _ in range(steps):
+        if bool((dot(residual, residual) <= target).all()):
+            break
+        image = apply(direction)
+        curvature = dot(direction, image)
+        alpha = torch.where(curvature > 0, rho / curvature, torch.zeros_like(rho))
+        x, residual = x + alpha * direction, residual - alpha * image
+        z = precondition(residual)
+        rho, previous = dot(residual, z), rho
+        direction = z + torch.where(previous > 0, rho / previous, torch.zeros_like(rho)) * direction
+    return x
