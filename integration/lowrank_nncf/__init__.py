@@ -1,0 +1,10 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Low-rank compression as a part of NNCF's compression config."""
+
+from lowrank_nncf.compose import create_compressed_model
+from lowrank_nncf.controller import CompressionController
+from lowrank_nncf.statistics import QuantizationStatistics, Statistics
+
+__all__ = ["CompressionController", "QuantizationStatistics", "Statistics", "create_compressed_model"]

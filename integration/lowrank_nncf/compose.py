@@ -1,0 +1,105 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Compression by a config: the sections are checked, then applied one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nncf
+from nncf.torch.function_hook.hook_storage import HookStorage
+from torch import nn
+
+from lowrank_nncf import scopes
+from lowrank_nncf.algorithms import ALGORITHMS, Context
+from lowrank_nncf.controller import CompressionController
+from lowrank_nncf.errors import ConfigurationError, ModelError
+from lowrank_nncf.inputs import example_input
+from lowrank_nncf.schema import validated
+from lowrank_nncf.statistics import Statistics
+
+
+def create_compressed_model(
+    model: nn.Module, config: Mapping[str, Any], dataset: nncf.Dataset | None = None
+) -> tuple[CompressionController, nn.Module]:
+    """Compress a model as a config says.
+
+    The model given is never changed; without an error, a compressed copy of it is returned.
+
+    >>> import torch
+    >>> images = nncf.Dataset(torch.randn(16, 1, 64, 8, 8, generator=torch.Generator().manual_seed(0)))
+    >>> config = {"compression": {"algorithm": "lowrank", "ranks": {"0": 16}, "decomposers": ["svd"]}}
+    >>> controller, compressed = create_compressed_model(nn.Sequential(nn.Conv2d(64, 64, 3)), config, images)
+    >>> [tuple(layer.weight.shape) for layer in compressed[0]]
+    [(16, 64, 3, 3), (64, 16, 1, 1)]
+
+    :param model: the model, in any mode and on any device.
+    :param config: a dictionary with the key ``"compression"``: a section or a list of sections, in the order
+        ``"lowrank"``, ``"quantization"``; optionally ``"input_info"``, ``"target_device"``, ``"ignored_scopes"``
+        and ``"target_scopes"``, as in NNCF 2.
+    :param dataset: the calibration data; no labels are used.
+    :return: the controller and the compressed model.
+    :raises nncf.ValidationError: where the config, the data or the budget cannot be used.
+    :raises nncf.UnsupportedModelError: where the model already carries NNCF's hooks.
+    """
+    sections = validated(config, {name: algorithm.schema for name, algorithm in ALGORITHMS.items()})
+    _check_order([section["algorithm"] for section in sections])
+    _check_model(model)
+    _check_dataset(dataset)
+    context = Context(dataset, example_input(config.get("input_info"), model), config.get("target_device", "ANY"))
+    steps = [(ALGORITHMS[section["algorithm"]], _with_global_scopes(section, config)) for section in sections]
+    for algorithm, section in steps:
+        algorithm.check(section, model, context)
+
+    compressed, statistics = model, {}
+    for algorithm, section in steps:
+        nncf.nncf_logger.info(f"Applying {algorithm.name}")
+        compressed, statistics[algorithm.name] = algorithm.apply(compressed, section, context)
+    return CompressionController(compressed, Statistics(**statistics), context), compressed
+
+
+def _check_order(names: Sequence[str]) -> None:
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        msg = f"Algorithm {repeated!r} appears {names.count(repeated)} times in config['compression']; give it once."
+        raise ConfigurationError(msg)
+    right = sorted(names, key=lambda name: ALGORITHMS[name].stage)
+    if list(names) != right:
+        msg = (
+            f"The sections of config['compression'] come in the order {', '.join(names)}. The order must be "
+            f"{', '.join(right)}: an algorithm must see the layers that the one before it leaves."
+        )
+        raise ConfigurationError(msg)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        msg = f"Expected the model to be a torch.nn.Module, got {type(model).__name__}."
+        raise ConfigurationError(msg)
+    if any(isinstance(module, HookStorage) and not module.is_empty() for module in model.modules()):
+        msg = (
+            "The model already carries NNCF's hooks, which would silently lose the layers that are replaced. If it is "
+            "quantized, start from the model before nncf.quantize and add the section 'quantization'. If it is pruned, "
+            "bake the masks into the weights first: nncf.strip(model, strip_format=nncf.StripFormat.IN_PLACE)."
+        )
+        raise ModelError(msg)
+
+
+def _check_dataset(dataset: object) -> None:
+    if dataset is not None and not isinstance(dataset, nncf.Dataset):
+        msg = (
+            f"Expected the dataset to be an nncf.Dataset, got {type(dataset).__name__}. Wrap it, with a function that "
+            "takes the model's input out of an item: nncf.Dataset(loader, lambda item: item[0])."
+        )
+        raise ConfigurationError(msg)
+
+
+def _with_global_scopes(section: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {key: value for key, value in section.items() if key != "algorithm"}
+    for key in ("ignored_scopes", "target_scopes"):
+        both = scopes.as_list(config.get(key)) + scopes.as_list(section.get(key))
+        if both:
+            merged[key] = both
+    return merged

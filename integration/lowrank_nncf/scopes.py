@@ -1,0 +1,55 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Scopes: how a config names the parts of a model's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
+from lowrank_plugin.scopes import matches
+from lowrank_plugin.validation import suggestion
+
+
+def as_list(scopes: str | Sequence[str] | None) -> list[str]:
+    """Return scopes as a list, whether the config has none, one or several.
+
+    >>> as_list("layer1"), as_list(None)
+    (['layer1'], [])
+    """
+    if scopes is None:
+        return []
+    return [scopes] if isinstance(scopes, str) else list(scopes)
+
+
+def select(scopes: Iterable[str], operations: Sequence[str], where: str) -> set[str]:
+    """Return the operations of NNCF's graph that scopes name.
+
+    A scope is an operation, a module and with it all that is inside, or ``{re}`` and a pattern for either. Since a
+    chain of layers takes the place of the layer it was made from, the name of a module still finds it afterwards.
+
+    >>> operations = ["layer1/0/conv/0/conv2d/0", "layer1/0/conv/1/conv2d/0", "fc/linear/0"]
+    >>> sorted(select(["layer1.0.conv"], operations, "ignored_scopes"))
+    ['layer1/0/conv/0/conv2d/0', 'layer1/0/conv/1/conv2d/0']
+    >>> select(["{re}linear"], operations, "ignored_scopes")
+    {'fc/linear/0'}
+
+    :param scopes: what the config names.
+    :param operations: the names of all operations, as in nncf.build_graph.
+    :param where: the config's key, for messages.
+    :raises ConfigurationError: for a scope that names nothing.
+    """
+    selected: set[str] = set()
+    for scope in scopes:
+        with as_nncf_errors():
+            found = {name for name in operations if matches(name.replace("/", "."), scope)}
+        if not found:
+            modules = {name.rsplit("/", 2)[0].replace("/", ".") for name in operations}
+            msg = (
+                f"Scope {scope!r} in {where} matches no operation of the model. "
+                f"{suggestion(scope, [*operations, *modules])}nncf.build_graph lists the names of operations."
+            )
+            raise ConfigurationError(msg)
+        selected |= found
+    return selected
