@@ -1,0 +1,119 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every decomposer does before and after its mathematics: checks, rank grids and the record of a fit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from lowrank_hooks import Factorization, Problem, Rank, Solution, Status
+from torch import Tensor
+
+
+def check_rank(rank: Rank, length: int, name: str) -> None:
+    """Raise unless ``rank`` has the right length and positive entries.
+
+    >>> check_rank((4,), 1, "svd")
+
+    :param rank: what the user gave.
+    :param length: how many numbers the decomposer wants.
+    :param name: the decomposer's name in messages.
+    :raises ValueError: for a wrong length or an entry below one.
+    """
+    if len(rank) != length or any(int(entry) != entry or entry < 1 for entry in rank):
+        msg = f"{name} takes {length} positive whole number(s) as rank, not {tuple(rank)}."
+        raise ValueError(msg)
+
+
+def check_dtype(problem: Problem) -> None:
+    """Raise unless the kernel is float32 or float64.
+
+    :param problem: the problem.
+    :raises ValueError: for any other dtype.
+    """
+    if problem.kernel.dtype not in (torch.float32, torch.float64):
+        msg = f"A kernel must be float32 or float64 to be factorised, not {problem.kernel.dtype}: convert it first."
+        raise ValueError(msg)
+
+
+def is_finite(problem: Problem) -> bool:
+    """Whether kernel and norm are free of NaN and infinity; allocates nothing of their size.
+
+    >>> is_finite(Problem(torch.full((1, 2, 2), float("nan"))))
+    False
+
+    :param problem: the problem.
+    :return: the answer.
+    """
+    tensors = [problem.kernel, problem.norm.covariance, problem.norm.gradient]
+    # min and max hand a NaN on
+    return all(bool(torch.isfinite(torch.stack(t.aminmax())).all()) for t in tensors if t is not None and t.numel())
+
+
+def rank_grid(largest: int, multiple: int, points: int | None = None) -> list[int]:
+    """Ranks for a curve: multiples of ``multiple`` up to ``largest``, thinned evenly, and ``largest`` itself.
+
+    >>> rank_grid(30, 8), rank_grid(512, 8, 4)
+    ([8, 16, 24, 30], [128, 256, 384, 512])
+
+    :param largest: the largest useful rank.
+    :param multiple: what ranks should be multiples of.
+    :param points: about how many ranks there may be; None for no limit.
+    :return: ascending ranks.
+    """
+    if points is not None:
+        multiple *= max(1, math.ceil(largest / (multiple * points)))
+    return sorted({*range(multiple, largest + 1, multiple), largest})
+
+
+def measured_error(problem: Problem, chain: Factorization, energy: Tensor | None = None) -> float:
+    """The relative error of a chain, as :meth:`Problem.relative_error`, for one covariance product less.
+
+    :param problem: the problem as it was asked.
+    :param chain: its approximation.
+    :param energy: squared norm of the kernel, where it is known.
+    :return: the relative error.
+    """
+    difference = problem.matrix - chain.to_kernel().to(problem.kernel).reshape_as(problem.matrix)
+    error = float(problem.norm.squared(difference).double().sum())
+    total = float(problem.energy if energy is None else energy)
+    return math.sqrt(error / total) if total > 0 else math.sqrt(error)
+
+
+def record(
+    problem: Problem, chain: Factorization, status: Status, started: float, peak_bytes: int, errors: Sequence[float] = ()
+) -> Solution:
+    """The solution with the statistics that all decomposers share.
+
+    :param problem: the problem as it was asked.
+    :param chain: the answer, on the problem's device.
+    :param status: how the fit ended.
+    :param started: ``time.perf_counter()`` at its beginning.
+    :param peak_bytes: the stated peak extra memory.
+    :param errors: relative errors of the iterates in the solver's own account, the start first; empty for a closed form.
+    :return: the solution.
+    """
+    if not bool(torch.isfinite(torch.stack([stage.weight.abs().amax() for stage in chain.stages])).all()):
+        return Solution(None, Status.NONFINITE_INPUT, {"seconds": time.perf_counter() - started})
+    statistics = {
+        "relative_error": measured_error(problem, chain),
+        "errors": [float(error) for error in errors],
+        "iterations": max(len(errors) - 1, 0),
+        "peak_bytes": int(peak_bytes),
+        "seconds": time.perf_counter() - started,
+    }
+    return Solution(chain, status, statistics)
+
+
+def non_finite(started: float) -> Solution:
+    """The answer to a problem that contains NaN or infinity.
+
+    :param started: ``time.perf_counter()`` at the beginning of the fit.
+    :return: a solution without a value.
+    """
+    return Solution(None, Status.NONFINITE_INPUT, {"seconds": time.perf_counter() - started})
+

@@ -1,0 +1,129 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The singular value decomposition of a layer: its taps into few channels, then out of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from torch import Tensor
+
+from lowrank_plugin.solvers.balance import balance
+from lowrank_plugin.solvers.canonical import canonical
+from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+
+_BLOCK = 512
+"""Columns of the covariance that are converted to float64 at a time."""
+
+
+@dataclass(frozen=True)
+class Svd:
+    r"""A kxk convolution into R channels, then a 1x1 out of them; the plain low-rank pair for a linear layer.
+
+    The global optimum in every norm, in closed form ([1], [2] and, for the plain norm, Eckart and Young):
+    :math:`\hat W = U_R U_R^\top W` with the leading eigenvectors of :math:`W \Sigma W^\top`, so no root or inverse of
+    the covariance is needed and a singular one is as good as any. It suits linear and 1x1 layers; for larger kernels
+    the chains that also compress the input side usually reach a lower error for the same cost.
+
+    [1] Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016,
+    arXiv:1505.06798, eq. 3-5.
+    [2] Chen et al., "DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, theorem 1.
+
+    >>> problem = Problem(torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None])
+    >>> [(point.rank, round(point.error, 4)) for point in Svd().curve(problem)]
+    [((1,), 0.5976), ((2,), 0.2673), ((3,), 0.0)]
+    >>> solution = Svd().fit(problem, (2,))
+    >>> solution.status.name, round(solution.statistics["relative_error"], 4)
+    ('CONVERGED', 0.2673)
+    """
+
+    def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
+        """See :meth:`lowrank_hooks.Decomposer.structure`."""
+        r = self._lower(shape, rank)
+        ones = (1,) * len(shape.kernel_size)
+        return StageShape(r, shape.in_channels, shape.kernel_size), StageShape(shape.out_channels, r, ones)
+
+    def curve(self, problem: Problem) -> Sequence[Point]:
+        """Every rank, exactly. See :meth:`lowrank_hooks.Decomposer.curve`."""
+        check_dtype(problem)
+        if not is_finite(problem):
+            return []
+        reduced = canonical(problem).problem
+        values = torch.linalg.eigvalsh(gram(reduced.matrix, reduced.norm.covariance)).clamp_min(0).sum(dim=0)
+        tails = values.cumsum(0)
+        total = float(tails[-1]) or 1.0
+        full = len(values)
+        errors = [(float(tails[full - r - 1]) / total) ** 0.5 if r < full else 0.0 for r in range(full + 1)]
+        return [Point((r,), errors[r]) for r in rank_grid(full, problem.rank_multiple)]
+
+    def fit(self, problem: Problem, rank: Rank) -> Solution:
+        """See :meth:`lowrank_hooks.Decomposer.fit`."""
+        started = time.perf_counter()
+        check_dtype(problem)
+        r = self._lower(problem.shape, rank)
+        if not is_finite(problem):
+            return non_finite(started)
+        reduction = canonical(problem)
+        chain, deficient = project_outputs(reduction.problem, r)
+        status = Status.RANK_DEFICIENT if deficient else Status.CONVERGED
+        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
+        return record(problem, balance(reduction.restore(chain)), status, started, peak)
+
+    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
+        """The most extra memory a fit takes, beyond the problem itself.
+
+        :param shape: the kernel's sizes.
+        :param rank: the rank of the fit.
+        :param norm: ``Norm.name``.
+        :param itemsize: bytes of one entry of the kernel.
+        :return: bytes.
+        """
+        return 0
+
+    def _lower(self, shape: KernelShape, rank: Rank) -> int:
+        check_rank(rank, 1, "svd")
+        return min(int(rank[0]), shape.out_channels, shape.in_channels * shape.taps)
+
+
+def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
+    """The best approximation with ``rank`` output directions: kxk then 1x1.
+
+    :param problem: in canonical form.
+    :param rank: R, at most the kernel's outputs.
+    :return: the chain, its last stage with orthonormal columns, and whether the kernel's own rank is lower.
+    """
+    values, vectors = torch.linalg.eigh(gram(problem.matrix, problem.norm.covariance))
+    eps = torch.finfo(problem.kernel.dtype).eps
+    # A covariance is itself rounded to the kernel's dtype, which shifts eigenvalues by eps; without one, singular
+    # values are only limited by the rounding of the kernel, that is, eigenvalues by its square.
+    noise = 4 * eps if problem.norm.covariance is not None else (values.shape[-1] * eps) ** 2
+    deficient = bool((values[:, -rank] <= noise * values[:, -1]).any())
+    left = vectors[:, :, -rank:].flip(2).to(problem.kernel)
+    first = (left.mT @ problem.matrix).reshape(left.shape[0], rank, *problem.kernel.shape[2:])
+    ones = (1,) * (problem.kernel.dim() - 3)
+    return Factorization((Stage(first), Stage(left.reshape(*left.shape, *ones)))), deficient
+
+
+def gram(matrix: Tensor, covariance: Tensor | None) -> Tensor:
+    r"""Return :math:`W \Sigma W^\top`, symmetric to the last bit.
+
+    In float64: the error at a nearly full rank is a difference of its eigenvalues, of which the smallest are below
+    the float32 rounding of the largest. The covariance is converted a block at a time.
+
+    :param matrix: W, [G, T, N].
+    :param covariance: [G, N, N] or None for the identity.
+    :return: float64 [G, T, T] on the device of ``matrix``.
+    """
+    wide = matrix.double()
+    if covariance is None:
+        return wide @ wide.mT
+    product = wide.new_zeros(wide.shape[0], wide.shape[1], wide.shape[1])
+    for begin in range(0, covariance.shape[-1], _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        product += (wide @ covariance[:, :, block].double()) @ wide[:, :, block].mT
+    return (product + product.mT) / 2

@@ -1,0 +1,197 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tucker-2: a small convolution between two channel mixings, in every norm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from torch import Tensor
+
+from lowrank_plugin.solvers.balance import balance
+from lowrank_plugin.solvers.canonical import canonical
+from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.driver import iterate
+from lowrank_plugin.solvers.hooi import Hooi
+from lowrank_plugin.solvers.svd import project_outputs
+from lowrank_plugin.solvers.two_block import TwoBlock, fold, nested_basis, whiten
+
+
+@dataclass(frozen=True)
+class Tucker2:
+    r"""1x1 into R_S channels, a kxk convolution from R_S to R_T, 1x1 out of them; rank (R_T, R_S) as in TensorLy.
+
+    In a covariance norm it is the distribution-aware Tucker-2 of [1], solved by two-block variable projection
+    (:mod:`lowrank_plugin.solvers.two_block`); in the plain norm it is HOOI ([2]) on Gram matrices. A mode whose rank
+    is full gets no 1x1 convolution: with R_S = S the result is the global optimum of :class:`Svd`.
+
+    It is a local optimiser: the limit depends on the start, which is the channel-whitened HOSVD. In practice random
+    starts reach the same limit.
+
+    [1] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks",
+    NeurIPS 2025, arXiv:2511.04494, algorithm 2.
+    [2] De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21(4), 2000, algorithm 4.2.
+
+    >>> problem = Problem(torch.ones(1, 6, 4, 3, 3))
+    >>> Tucker2().structure(problem.shape, (2, 1))
+    (StageShape(out_channels=1, in_channels=4, kernel_size=(1, 1), groups=1),
+     StageShape(out_channels=2, in_channels=1, kernel_size=(3, 3), groups=1),
+     StageShape(out_channels=6, in_channels=2, kernel_size=(1, 1), groups=1))
+    >>> solution = Tucker2().fit(problem, (1, 1))
+    >>> solution.status.name, round(solution.statistics["relative_error"], 4)
+    ('CONVERGED', 0.0)
+
+    :param max_steps: the most sweeps.
+    :param rtol: relative decrease of the squared error below which the iteration ends.
+    :param cg_steps: conjugate-gradient steps a sweep (covariance norms only).
+    :param curve_points: about how many ranks of each mode are on the curve.
+    """
+
+    max_steps: int = 6
+    rtol: float = 1e-3
+    cg_steps: int = 6
+    curve_points: int = 16
+
+    def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
+        """See :meth:`lowrank_hooks.Decomposer.structure`."""
+        rank_out, rank_in = lower(shape, rank)
+        ones = (1,) * len(shape.kernel_size)
+        stages = [StageShape(rank_out, rank_in, shape.kernel_size)]
+        if rank_in < shape.in_channels:
+            stages.insert(0, StageShape(rank_in, shape.in_channels, ones))
+        if rank_out < shape.out_channels:
+            stages.append(StageShape(shape.out_channels, rank_out, ones))
+        return tuple(stages)
+
+    def curve(self, problem: Problem) -> Sequence[Point]:
+        """Errors of the starting point at a grid of free rank pairs: upper bounds of what a fit reaches.
+
+        See :meth:`lowrank_hooks.Decomposer.curve`.
+        """
+        check_dtype(problem)
+        if problem.shape.taps == 1 or not is_finite(problem):
+            return []
+        reduced = canonical(problem).problem
+        multiple, shape = problem.rank_multiple, problem.shape
+        inner = rank_grid(min(shape.in_channels, shape.out_channels * shape.taps), multiple, self.curve_points)
+        points = []
+        for rank_in, tails in zip(inner, _tails(reduced, inner), strict=True):
+            largest = min(shape.out_channels, rank_in * shape.taps, len(tails) - 1)
+            for rank_out in rank_grid(largest, multiple, self.curve_points):
+                if lower(shape, (rank_out, rank_in)) == (rank_out, rank_in):
+                    points.append(Point((rank_out, rank_in), tails[rank_out]))
+        return points
+
+    def fit(self, problem: Problem, rank: Rank) -> Solution:
+        """See :meth:`lowrank_hooks.Decomposer.fit`."""
+        started = time.perf_counter()
+        check_dtype(problem)
+        rank = lower(problem.shape, rank)
+        if not is_finite(problem):
+            return non_finite(started)
+        reduction = canonical(problem)
+        chain, status, errors = self._solve(reduction.problem, problem.shape, *rank)
+        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
+        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors)
+
+    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
+        """The most extra memory a fit takes, beyond the problem itself.
+
+        :param shape: the kernel's sizes.
+        :param rank: the rank of the fit.
+        :param norm: ``Norm.name``.
+        :param itemsize: bytes of one entry of the kernel.
+        :return: bytes.
+        """
+        return 0
+
+    def _solve(
+        self, problem: Problem, shape: KernelShape, rank_out: int, rank_in: int
+    ) -> tuple[Factorization, Status, list[float]]:
+        """Solve a canonical problem; ``shape`` is that of the kernel as it was given."""
+        kernel = problem.kernel
+        ones, taps = (1,) * len(shape.kernel_size), shape.kernel_size
+        if rank_in >= shape.in_channels:
+            if rank_out >= shape.out_channels:
+                return Factorization((Stage(kernel),)), Status.CONVERGED, []
+            chain, deficient = project_outputs(problem, rank_out)
+            return chain, Status.RANK_DEFICIENT if deficient else Status.CONVERGED, []
+        if problem.norm.covariance is None:
+            basis, left, core, status, errors = self._plain(kernel.flatten(3), rank_out, rank_in)
+        else:
+            folded = fold(problem, 1)
+            start = nested_basis(folded.kernel, folded.mean_block)[:, :, :rank_in]
+            outcome = iterate(TwoBlock(folded, start, rank_out, self.cg_steps), self.max_steps, self.rtol)
+            basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
+            energy = float(folded.energy.sum())
+            errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
+            status = outcome.status
+        stages = [Stage(basis.mT.reshape(basis.shape[0], rank_in, -1, *ones)), Stage(core.unflatten(3, taps))]
+        if rank_out < shape.out_channels:
+            if left is None:
+                left = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device).expand(len(kernel), -1, -1)
+            stages.append(Stage(left.reshape(*left.shape, *ones)))
+        return Factorization(tuple(stages)), status, errors
+
+    def _plain(
+        self, kernel: Tensor, rank_out: int, rank_in: int
+    ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float]]:
+        start = nested_basis(kernel, None)[:, :, :rank_in]
+        outcome = iterate(Hooi(kernel, start, rank_out), self.max_steps, self.rtol)
+        state = outcome.state
+        seen = (kernel.transpose(2, 3) @ state.basis[:, None]).transpose(2, 3)
+        core = (state.left.mT @ seen.flatten(2)).unflatten(2, seen.shape[2:])
+        energy = float(kernel.double().square().sum())
+        errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
+        return state.basis, state.left, core, outcome.status, errors
+
+
+def lower(shape: KernelShape, rank: Rank) -> tuple[int, int]:
+    """The largest useful ranks (R_T, R_S) not above those asked for.
+
+    >>> lower(KernelShape(1, 64, 32, (3, 3)), (100, 2))
+    (18, 2)
+
+    :param shape: the kernel's sizes.
+    :param rank: (R_T, R_S).
+    :return: the ranks that are used.
+    :raises ValueError: for a kernel of one tap, or a rank that is not two positive numbers.
+    """
+    check_rank(rank, 2, "tucker2")
+    if shape.taps == 1:
+        msg = "tucker2 needs a kernel with more than one tap; for a linear or 1x1 layer use svd."
+        raise ValueError(msg)
+    rank_in = min(int(rank[1]), shape.in_channels, shape.out_channels * shape.taps)
+    rank_out = min(int(rank[0]), shape.out_channels, rank_in * shape.taps)
+    return rank_out, min(rank_in, rank_out * shape.taps)
+
+
+def _tails(problem: Problem, inner: Sequence[int]) -> list[list[float]]:
+    """For each inner rank the relative errors at every outer rank from 0 to T', at the starting point of a fit."""
+    kernel = problem.kernel.flatten(3)
+    taps = kernel.shape[3]
+    if problem.norm.covariance is None:
+        basis = nested_basis(kernel, None)
+        whitened = (kernel.transpose(2, 3) @ basis[:, None]).transpose(2, 3).flatten(2).mT.double()
+        energy = whitened.square().sum(dim=(1, 2))
+    else:
+        folded = fold(problem, 1)
+        basis = nested_basis(kernel, folded.mean_block)
+        # The factor of the whole rotated covariance contains that of every leading set of combinations.
+        whitened, _ = whiten(folded, basis)
+        energy = folded.energy
+    total = float(energy.sum())
+    gram = whitened.new_zeros(whitened.shape[0], whitened.shape[2], whitened.shape[2])
+    tails, done = [], 0
+    for rank_in in inner:
+        rows = whitened[:, done * taps : rank_in * taps]
+        gram, done = gram + rows.mT @ rows, rank_in
+        explained = torch.linalg.eigvalsh(gram).clamp_min(0).flip(1).cumsum(1)
+        left = (energy[:, None] - explained).clamp_min(0).sum(dim=0)
+        tails.append([1.0, *((left / total).sqrt().tolist() if total > 0 else [0.0] * left.numel())])
+    return tails

@@ -1,0 +1,229 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Two-block variable projection: a kernel seen through few combinations of its inputs.
+
+Split the columns of W, [T, A*B], into those that are combined and those that are kept: channels and taps for Tucker-2,
+(channels, vertical taps) and horizontal taps for the spatial SVD. Both approximate
+
+.. math:: \hat W = X P, \quad P = U^\top \otimes I_B, \quad U \in R^{A \times R}, \quad \mathrm{rank}\, X \le Q
+
+in the norm of the covariance :math:`\Sigma`. Given U, the best X follows at once from a reduced-rank regression; given
+X, the best U from a linear system that conjugate gradients solve. The scheme of [1] (algorithm 2) has three blocks for
+Tucker-2 and solves for U to 1e-10 each time; treating X as one block and stopping early reaches the same limit in a
+small part of the time.
+
+Notation: G groups (every tensor's first axis), T outputs, A x B columns, R the inner rank, Q the outer one.
+
+[1] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks",
+NeurIPS 2025, arXiv:2511.04494.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lowrank_hooks import Problem
+from torch import Tensor
+
+from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient
+
+_RIDGE = 8.0
+"""Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A kernel and its covariance with split columns, and what all steps share.
+
+    The covariance carries a ridge at its rounding level, so that every system is definite. All errors here are
+    measured with it and are therefore upper bounds.
+
+    :param kernel: W, [G, T, A, B].
+    :param covariance: without the ridge, [G, A*B, A*B].
+    :param ridge: [G, 1, 1].
+    :param weighted: W times the covariance, [G, T, A*B].
+    :param mean_block: the covariance averaged over the kept columns, [G, A, A].
+    :param energy: squared norm of W, float64 [G].
+    """
+
+    kernel: Tensor
+    covariance: Tensor
+    ridge: Tensor
+    weighted: Tensor
+    mean_block: Tensor
+    energy: Tensor
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """Multiply [G, n, A*B] by the covariance with its ridge."""
+        return torch.baddbmm(self.ridge * matrix, matrix, self.covariance)
+
+
+def fold(problem: Problem, combined: int) -> Folded:
+    """Split the columns of a problem in canonical form.
+
+    :param problem: kernel [G, T, S, *kernel] with a covariance.
+    :param combined: how many of the axes S, *kernel are combined; the others are kept.
+    :return: the folded problem.
+    """
+    kernel, covariance = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined), problem.norm.covariance
+    if covariance is None:
+        msg = "A covariance is needed; the plain norm has closed forms."
+        raise ValueError(msg)
+    groups, _, a, b = kernel.shape
+    covariance = covariance.to(kernel)
+    mean = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    ridge = (_RIDGE * torch.finfo(kernel.dtype).eps * mean).clamp_min(torch.finfo(kernel.dtype).tiny)
+    matrix = kernel.flatten(2)
+    weighted = torch.baddbmm(ridge * matrix, matrix, covariance)
+    blocks = covariance.reshape(groups, a, b, a, b).diagonal(dim1=2, dim2=4)
+    mean_block = blocks.mean(dim=3) + ridge * torch.eye(a, dtype=kernel.dtype, device=kernel.device)
+    energy = (weighted * matrix).sum(dim=2).double().sum(dim=1)
+    return Folded(kernel, covariance, ridge, weighted, mean_block, energy)
+
+
+def nested_basis(kernel: Tensor, mean_block: Tensor | None) -> Tensor:
+    r"""Orthonormal combinations of the A columns, most important first: the channel-whitened HOSVD.
+
+    With the Gram :math:`C = \sum_{t,b} w_{tb} w_{tb}^\top` and :math:`L L^\top` the mean block, the leading R columns
+    span what the leading R right singular vectors of the whitened unfolding span after un-whitening:
+    :math:`C L V`, which needs no inverse of L. Exact where the covariance is ``mean_block`` on every kept column.
+
+    :param kernel: [G, T, A, B].
+    :param mean_block: positive definite [G, A, A]; None for the identity.
+    :return: [G, A, A], orthogonal, in the kernel's dtype.
+    """
+    # float64: small A x A matrices, and the trailing columns come from eigenvalues far below the leading one.
+    rows = kernel.transpose(1, 2).flatten(2).double()
+    columns = rows @ rows.mT
+    if mean_block is None:
+        return torch.linalg.eigh(columns).eigenvectors.flip(2).to(kernel)
+    root = cholesky(mean_block.double())
+    weighted = columns @ root
+    vectors = torch.linalg.eigh(root.mT @ weighted).eigenvectors.flip(2)
+    basis = weighted @ vectors
+    lengths = torch.linalg.vector_norm(basis, dim=1, keepdim=True)
+    basis = basis / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    return torch.linalg.qr(basis).Q.to(kernel)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The state: both blocks, X optimal for U.
+
+    :param basis: U, [G, A, R], orthonormal columns.
+    :param left: orthonormal [G, T, Q], or None where Q is T and the core holds all of X.
+    :param core: [G, Q, R, B]; X is ``left @ core``.
+    :param error: squared error of each group, float64 [G].
+    """
+
+    basis: Tensor
+    left: Tensor | None
+    core: Tensor
+    error: Tensor
+
+
+def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
+    r"""The best X of rank ``rank_out`` for a given U: reduced-rank regression.
+
+    With :math:`P \Sigma P^\top = L L^\top` and :math:`C = W \Sigma P^\top L^{-\top}`, the leading eigenvectors of
+    :math:`C C^\top` are the left factor and their eigenvalues what is explained of the squared norm.
+
+    :param folded: the problem.
+    :param basis: U, [G, A, R], orthonormal columns.
+    :param rank_out: Q.
+    :return: the state at this U.
+    """
+    groups, outputs, _, b = folded.kernel.shape
+    whitened, lower = whiten(folded, basis)
+    if rank_out >= outputs:
+        left, explained = None, whitened.square().sum(dim=(1, 2))
+    else:
+        values, vectors = torch.linalg.eigh(whitened.mT @ whitened)
+        left, explained = vectors[:, :, -rank_out:].flip(2), values[:, -rank_out:].sum(dim=1)
+        whitened = whitened @ left
+    core = torch.linalg.solve_triangular(lower.mT, whitened, upper=True).mT
+    return Blocks(
+        basis,
+        None if left is None else left.to(basis),
+        core.to(basis).reshape(groups, -1, basis.shape[2], b),
+        (folded.energy - explained).clamp_min(0),
+    )
+
+
+def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """:math:`C^\top`, float64 [G, R*B, T], and the Cholesky factor L, float64 [G, R*B, R*B]."""
+    groups, outputs, a, b = folded.kernel.shape
+    rank = basis.shape[2]
+    # [R, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index can be contracted where it lies.
+    half = basis.mT @ folded.covariance.reshape(groups, a, -1)
+    half = half.reshape(groups, rank * b, a, b).transpose(2, 3)
+    gram = (half @ basis[:, None]).transpose(2, 3).reshape(groups, rank * b, rank * b)
+    # float64 from here: the factor of a covariance with a condition of 1e7 and more. P has orthonormal rows, so the
+    # ridge is the same as on the whole covariance.
+    gram = gram.double()
+    gram.diagonal(dim1=1, dim2=2).add_(folded.ridge[:, 0].double())
+    lower = cholesky(gram)
+    seen = (folded.weighted.reshape(groups, outputs, a, b).transpose(2, 3) @ basis[:, None]).transpose(2, 3).flatten(2)
+    return torch.linalg.solve_triangular(lower, seen.mT.double(), upper=False), lower
+
+
+@dataclass(frozen=True)
+class TwoBlock:
+    """The alternation, for :func:`lowrank_plugin.solvers.driver.iterate`.
+
+    :param folded: the problem.
+    :param start: U, [G, A, R], orthonormal columns.
+    :param rank_out: Q.
+    :param cg_steps: conjugate-gradient steps a sweep.
+    """
+
+    folded: Folded
+    start: Tensor
+    rank_out: int
+    cg_steps: int
+
+    def init(self) -> Blocks:
+        """The best X for the start."""
+        return regress(self.folded, self.start, self.rank_out)
+
+    def step(self, state: Blocks) -> Blocks:
+        """Lower the error over U, then solve for X."""
+        return regress(self.folded, improve_basis(self.folded, state, self.cg_steps), self.rank_out)
+
+    def error(self, state: Blocks) -> Tensor:
+        """The squared error, a scalar."""
+        return state.error.sum()
+
+
+def improve_basis(folded: Folded, state: Blocks, steps: int) -> Tensor:
+    r"""A better U for a given X, by conjugate gradients from the present one.
+
+    The normal equations of [1] (algorithm 2, the update of :math:`U_S`), preconditioned with the Kronecker product of
+    the mean block and the core's Gram, which they equal where the covariance has the same block on every kept column.
+
+    :param folded: the problem.
+    :param state: where to start.
+    :param steps: number of steps.
+    :return: [G, A, R], orthonormal columns.
+    """
+    groups, _, a, b = folded.kernel.shape
+    by_rank = state.core.transpose(2, 3).flatten(1, 2)  # [G, Q*B, R]
+    target = folded.weighted if state.left is None else state.left.mT @ folded.weighted
+
+    def contract(rows: Tensor) -> Tensor:
+        return rows.reshape(groups, -1, a, b).permute(0, 2, 1, 3).flatten(2) @ by_rank
+
+    def apply(basis: Tensor) -> Tensor:
+        rows = (by_rank @ basis.mT).reshape(groups, -1, b, a).transpose(2, 3).flatten(2)
+        return contract(folded.apply(rows))
+
+    inner = cholesky(by_rank.mT @ by_rank)
+    outer = cholesky(folded.mean_block)
+
+    def precondition(residual: Tensor) -> Tensor:
+        return torch.cholesky_solve(torch.cholesky_solve(residual, outer).mT, inner).mT
+
+    improved = conjugate_gradient(apply, contract(target), state.basis, precondition, steps)
+    return torch.linalg.qr(improved).Q
