@@ -1,4 +1,10 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Low-rank compression of PyTorch networks."""
+"""Low-rank compression of PyTorch networks: layers become chains of smaller plain torch.nn layers."""
+
+from lowrank_plugin.dense import to_dense
+from lowrank_plugin.flow import apply, decompose, plan
+from lowrank_plugin.reporting import report
+
+__all__ = ["apply", "decompose", "plan", "report", "to_dense"]

@@ -43,7 +43,7 @@ class LayerAdapter(Protocol):
     def positions(
         self, module: nn.Module, stages: Sequence[StageShape], inputs: Tensor, outputs: Tensor
     ) -> tuple[int, ...]:
-        """How many positions of one sample each stage of a chain computes, given the layer's input and output."""
+        """How many output positions each stage of a chain computes for this input, over all of its samples."""
         ...
 
     def build(self, module: nn.Module, factorization: Factorization, bias: Tensor | None) -> nn.Sequential:

@@ -61,7 +61,7 @@ class CostModelRecord:
     """What a chain costs: the unit of a budget.
 
     :param name: the key users write in ``"budget"``.
-    :param cost: called with the sizes of a chain for one group, the positions each stage computes for one sample and
+    :param cost: called with the sizes of a chain for one group, the positions each stage computes for one sample, and
         the groups of the layer; returns the cost of the layer in any additive unit.
     :param summary: one line for listings.
     :param api_version: the contract it was written for.

@@ -1,0 +1,30 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The errors users meet. Each is also the built-in exception that fits, so nobody needs to import these."""
+
+from __future__ import annotations
+
+
+class LowRankError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigurationError(LowRankError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class CalibrationError(LowRankError, ValueError):
+    """The calibration data or the example input cannot be used with the model."""
+
+
+class BudgetError(LowRankError, ValueError):
+    """No choice of ranks meets the budget."""
+
+
+class PlanError(LowRankError, ValueError):
+    """A plan does not fit the model, or a layer of it cannot be solved."""
+
+
+class PluginError(LowRankError, RuntimeError):
+    """A plugin is broken, conflicts with another or was made for another version."""

@@ -1,0 +1,326 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The flow, one way: survey, collect, propose, allocate, fit, replace, repair."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_hooks import CostModelRecord, DecomposerRecord, Rank, StepEvent
+from lowrank_plugin import fitting, planning
+from lowrank_plugin.batches import Progress, no_progress, take_batches
+from lowrank_plugin.errors import BudgetError, CalibrationError, ConfigurationError, PlanError
+from lowrank_plugin.moments import Moments, collect
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.policies import cheapest_within
+from lowrank_plugin.propose import Pricing, Proposal, by_hand, options, propose
+from lowrank_plugin.repair import match_moments
+from lowrank_plugin.replacement import make_chain, replace
+from lowrank_plugin.reporting import RECORD, make_record
+from lowrank_plugin.scopes import matches
+from lowrank_plugin.settings import Settings
+from lowrank_plugin.survey import Survey, survey
+
+logger = logging.getLogger("lowrank_plugin")
+
+
+class Flow:
+    """One model on its way through the steps; each method is a step and needs those before it.
+
+    :param model: the network, which is not changed.
+    :param data: calibration data, or None.
+    :param example: an input for the model; None takes the first batch of the data.
+    :param settings: what the user asked for.
+    :param progress: shows bars.
+    :raises ConfigurationError: where a name in the settings is unknown or the norm does not go with the data.
+    :raises CalibrationError: where the data or the example cannot be used.
+    """
+
+    def __init__(self, model: nn.Module, data: Any, example: Any, settings: Settings, progress: Progress) -> None:
+        self.model, self.settings, self.progress = model, settings, progress
+        self.records = _competitors(settings)
+        self.norm = _norm(settings, data)
+        self.batches = [] if data is None else take_batches(model, data, settings.samples)
+        if example is None and not self.batches:
+            msg = "Give calibration data or an example_input: the model is run once to see its layers and their sizes."
+            raise CalibrationError(msg)
+        self.survey = self._surveyed(self.batches[0] if example is None else example)
+        self.moments: dict[str, Moments] = {}
+
+    def _surveyed(self, example: Any) -> Survey:
+        found = survey(self.model, example, self.settings, manager().registered("layer adapter"))
+        manager().hook.lowrank_step(event=StepEvent("survey", len(found.layers), len(found.layers)))
+        return found
+
+    def collect(self, names: Sequence[str]) -> None:
+        """Collect the moments of some layers; those with NaN or infinite inputs are refused from now on."""
+        if self.norm == "frobenius":
+            return
+        layers = {name: self.survey.layers[name] for name in names}
+        self.moments = collect(
+            self.model,
+            layers,
+            self.batches,
+            positions=self.settings.positions,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
+        bad = {
+            name: "its inputs contain NaN or infinity"
+            if name in self.moments
+            else "its forward was not called on the data"
+            for name in layers
+            if name not in self.moments or not self.moments[name].finite
+        }
+        for name, reason in bad.items():
+            self._refuse(name, reason)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        if self.settings.on_failure == "raise":
+            msg = f"Layer {name!r} cannot be compressed: {reason}."
+            raise PlanError(msg)
+        logger.warning("Layer %s stays dense: %s.", name, reason)
+        kept = {other: layer for other, layer in self.survey.layers.items() if other != name}
+        refusals = {**self.survey.refusals, name: reason}
+        self.survey = Survey(kept, refusals, self.survey.macs, self.survey.parameters, self.survey.samples)
+
+    def plan(self) -> dict[str, Any]:
+        """Choose a decomposer and a rank for every layer."""
+        self.collect(list(self.survey.layers))
+        unit, limit = _unit(self.settings)
+        proposals = self._proposals(unit)
+        dense = {name: of_layer[0] for name, of_layer in proposals.items()}
+        hand = {name: of_layer[1] for name, of_layer in proposals.items() if self._hand(name) is not None}
+        free = {name: of_layer for name, of_layer in proposals.items() if name not in hand}
+        chosen = {**hand, **self._allocate(free, hand, dense, limit)}
+        choices = {name: (dense[name], chosen[name]) for name in proposals}
+        return planning.make_plan(self.survey, self.settings, self.norm, choices)
+
+    def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
+        found = {}
+        names = list(self.survey.layers)
+        shown = self.progress(names, description="Computing error curves", total=len(names))
+        for done, name in enumerate(shown, start=1):
+            layer, module = self.survey.layers[name], self.model.get_submodule(name)
+            pricing = Pricing(layer, module, unit)
+            hand = self._hand(name)
+            if hand is not None:
+                found[name] = [pricing.dense(), by_hand(layer, hand, pricing, self.records)]
+            elif self.settings.budget is not None:
+                found[name] = propose(self._problem(name), pricing, self.records)
+            else:
+                found[name] = [pricing.dense()]
+            manager().hook.lowrank_step(event=StepEvent("propose", done, len(names), name))
+        return found
+
+    def _problem(self, name: str) -> Any:
+        layer = self.survey.layers[name]
+        return fitting.make_problem(layer, self.model.get_submodule(name), self.moments.get(name), self.settings)
+
+    def _hand(self, name: str) -> Rank | None:
+        return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)
+
+    def _allocate(
+        self,
+        free: Mapping[str, Sequence[Proposal]],
+        hand: Mapping[str, Proposal],
+        dense: Mapping[str, Proposal],
+        limit: float | None,
+    ) -> dict[str, Proposal]:
+        if limit is None:
+            return {name: of_layer[0] for name, of_layer in free.items()}
+        choices = options(free)
+        if self.settings.budget is not None and "error" in self.settings.budget:
+            indices: Mapping[str, int] = cheapest_within(choices, limit)
+        else:
+            whole = self._whole(dense)
+            rest = limit * whole - (whole - sum(each.cost for each in dense.values()))
+            rest -= sum(each.cost for each in hand.values())
+            policy = manager().find("rank policy", self.settings.policy)
+            try:
+                indices = policy.allocate(choices, rest)
+            except BudgetError as error:
+                least = whole - sum(max(o.cost for o in each) - min(o.cost for o in each) for each in choices.values())
+                msg = f"The budget {self.settings.budget} cannot be met; about {least / whole:.3f} is the least here. {error}"
+                raise BudgetError(msg) from error
+        return {name: of_layer[indices[name]] for name, of_layer in free.items()}
+
+    def _whole(self, dense: Mapping[str, Proposal]) -> float:
+        """What the whole model costs, in the unit of the budget."""
+        unit = next(iter(self.settings.budget or {}))
+        totals = {"macs": self.survey.macs * self.survey.samples, "parameters": float(self.survey.parameters)}
+        return totals.get(unit, sum(each.cost for each in dense.values()))
+
+    def fit(self, ranks: Mapping[str, tuple[str, Rank]]) -> dict[str, fitting.Fitted]:
+        """Solve for the factors of every layer of a plan.
+
+        :raises PlanError: where a layer fails and ``on_failure`` is ``"raise"``.
+        """
+        fitted = {}
+        for done, name in enumerate(
+            self.progress(list(ranks), description="Fitting layers", total=len(ranks)), start=1
+        ):
+            decomposer, rank = ranks[name]
+            record: DecomposerRecord = manager().find("decomposer", decomposer)
+            moments, module = self.moments.get(name), self.model.get_submodule(name)
+            bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+            try:
+                fitted[name] = fitting.fit(self._problem(name), record.decomposer, rank, bias, moments)
+            except ValueError as error:
+                msg = f"Layer {name!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
+                raise PlanError(msg) from error
+            manager().hook.lowrank_step(event=StepEvent("fit", done, len(ranks), name))
+        for name in fitted.keys() - fitting.usable(fitted).keys():
+            self._refuse(name, f"its fit failed: {fitted[name].solution.status.value}")
+        return fitting.usable(fitted)
+
+    def compress(self, plan: Mapping[str, Any], inplace: bool) -> nn.Module:
+        """Fit, replace and repair.
+
+        :param plan: the plan.
+        :param inplace: whether the model itself is changed.
+        :return: the compressed network, with the record of what was done.
+        """
+        ranks = planning.chosen_ranks(plan, self.survey)
+        if not self.moments:
+            self.collect(list(ranks))
+            ranks = {name: rank for name, rank in ranks.items() if name in self.survey.layers}
+        fitted = self.fit(ranks)
+        repairing = bool(fitted) and self.settings.repair == "moments" and bool(self.batches)
+        # the repair compares with the original, so a model changed in place needs a copy of itself until then
+        original = copy.deepcopy(self.model) if inplace and repairing else self.model
+        compressed = self.model if inplace else copy.deepcopy(self.model)
+        for name, each in fitted.items():
+            old = compressed.get_submodule(name)
+            chain = make_chain(old, self.survey.layers[name].adapter, each.factorization, each.bias)  # type: ignore[arg-type]
+            if old is compressed:
+                compressed = chain
+            replace(compressed, old, chain)
+        if repairing:
+            layers = {name: self.survey.layers[name] for name in fitted}
+            match_moments(original, compressed, layers, self.batches, self.progress)
+        record = make_record(plan, self.survey, fitted, self.model if not inplace else original, compressed)
+        setattr(compressed, RECORD, record)
+        return compressed
+
+
+def plan(
+    model: nn.Module,
+    batches: Any = None,
+    *,
+    example_input: Any = None,
+    progress: Progress = no_progress,
+    **section: Any,
+) -> dict[str, Any]:
+    """Choose a decomposer and ranks for every layer, without changing anything.
+
+    >>> model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    >>> made = plan(model, [torch.randn(64, 32)], budget={"macs": 0.75}, rank_multiple=1)
+    >>> sorted(made["layers"])
+    ['0', '2']
+
+    :param model: the network.
+    :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
+    :param example_input: an input for the model; the first batch where it is left out.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :param section: the keys of the ``"lowrank"`` section.
+    :return: a JSON value for :func:`apply`, which users may edit first.
+    :raises ConfigurationError: for settings that cannot be used.
+    :raises CalibrationError: for data or an example that cannot be used.
+    :raises BudgetError: where no ranks meet the budget.
+    """
+    return Flow(model, batches, example_input, Settings.from_mapping(section), progress).plan()
+
+
+def apply(
+    model: nn.Module,
+    plan: Mapping[str, Any],
+    batches: Any = None,
+    *,
+    example_input: Any = None,
+    inplace: bool = False,
+    progress: Progress = no_progress,
+) -> nn.Module:
+    """Compress a model as a plan says.
+
+    >>> model = nn.Sequential(nn.Linear(32, 32))
+    >>> x = torch.randn(64, 32)
+    >>> from lowrank_plugin import plan
+    >>> made = plan(model, [x], ranks={"0": 16})
+    >>> made["layers"]["0"]["rank"] = [8]
+    >>> apply(model, made, [x])[0][0]
+    Linear(in_features=32, out_features=8, bias=False)
+
+    :param model: the network; it is not changed unless ``inplace``.
+    :param plan: a plan, edited or not.
+    :param batches: calibration data, as for :func:`plan`; needed where the plan's norm needs it.
+    :param example_input: an input for the model; the first batch where it is left out.
+    :param inplace: change the model itself.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :return: the compressed network.
+    :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
+    """
+    settings = planning.settings_of(plan)
+    return Flow(model, batches, example_input, settings, progress).compress(plan, inplace)
+
+
+def decompose(
+    model: nn.Module,
+    batches: Any = None,
+    *,
+    example_input: Any = None,
+    inplace: bool = False,
+    progress: Progress = no_progress,
+    **section: Any,
+) -> nn.Module:
+    """Compress a model: :func:`plan` and :func:`apply` in one go, with one pass over the data.
+
+    >>> model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU())
+    >>> x = torch.randn(8, 16, 12, 12)
+    >>> small = decompose(model, [x], budget={"macs": 0.5}, rank_multiple=1)
+    >>> sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    True
+
+    :param model: the network; it is not changed unless ``inplace``.
+    :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
+    :param example_input: an input for the model; the first batch where it is left out.
+    :param inplace: change the model itself.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :param section: the keys of the ``"lowrank"`` section.
+    :return: the compressed network.
+    :raises ConfigurationError: for settings that cannot be used.
+    :raises CalibrationError: for data or an example that cannot be used.
+    :raises BudgetError: where no ranks meet the budget.
+    """
+    flow = Flow(model, batches, example_input, Settings.from_mapping(section), progress)
+    return flow.compress(flow.plan(), inplace)
+
+
+def _competitors(settings: Settings) -> list[DecomposerRecord]:
+    if settings.decomposers == "auto":
+        return [entry.record for entry in manager().registered("decomposer").values() if entry.record.automatic]
+    return [manager().find("decomposer", name) for name in settings.decomposers]
+
+
+def _norm(settings: Settings, data: Any) -> str:
+    norm = settings.norm or ("frobenius" if data is None else "covariance")
+    if norm == "two-sided":
+        msg = 'The norm "two-sided" needs output gradients, which are not collected yet; use "covariance".'
+        raise ConfigurationError(msg)
+    if norm != "frobenius" and data is None:
+        msg = f'The norm "{norm}" needs calibration data; give batches, or use "frobenius".'
+        raise ConfigurationError(msg)
+    return norm
+
+
+def _unit(settings: Settings) -> tuple[CostModelRecord, float | None]:
+    """The cost model of the budget and what may remain; MACs where the budget is an error or there is none."""
+    unit, limit = next(iter(settings.budget.items())) if settings.budget else ("macs", None)
+    return manager().find("cost model", "macs" if unit == "error" else unit), limit

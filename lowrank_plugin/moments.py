@@ -1,0 +1,184 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Mean and covariance of the patches that enter each layer, collected by running the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_hooks import StepEvent
+from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
+from lowrank_plugin.errors import CalibrationError
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.survey import Layer, layer_input
+
+_BLOCKS = 4
+
+
+class Moments:
+    """Streaming mean and covariance of vectors, one pair for each group of a layer.
+
+    Products are taken in the vectors' dtype and summed in float64. Vectors are first shifted by the mean of the first
+    batch, so a large mean does not cost digits of the covariance.
+
+    >>> moments = Moments()
+    >>> moments.add(torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]]))
+    >>> moments.mean, moments.covariance
+    (tensor([[2., 2.]], dtype=torch.float64), tensor([[[1., 0.], [0., 0.]]], dtype=torch.float64))
+
+    A sum of two is the moments of both sets of vectors together.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sum: Tensor | None = None
+        self._products: Tensor | None = None
+
+    def add(self, vectors: Tensor) -> None:
+        """Take in vectors.
+
+        :param vectors: [N, G, D], float32 or float64, on any device.
+        """
+        if not vectors.shape[0]:
+            return
+        if self._shift is None or self._sum is None or self._products is None:
+            self._shift = vectors.mean(dim=0)
+            self._sum = torch.zeros_like(self._shift, dtype=torch.float64)
+            width = vectors.shape[-1]
+            self._products = self._sum.new_zeros(vectors.shape[1], width, width)
+        centred = (vectors - self._shift).movedim(1, 0)
+        self._sum += centred.sum(dim=1, dtype=torch.float64)
+        _add_gram(self._products, centred)
+        self.count += vectors.shape[0]
+
+    @property
+    def finite(self) -> bool:
+        """Whether any vector was seen and all were finite."""
+        return self._sum is not None and bool(torch.isfinite(self._sum).all())
+
+    @property
+    def mean(self) -> Tensor:
+        """[G, D], float64."""
+        shift, total, _ = self._state()
+        return shift.double() + total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """The centred covariance [G, D, D], float64, exactly symmetric."""
+        _, total, products = self._state()
+        offset = total / self.count
+        upper = torch.triu(products / self.count - offset.unsqueeze(-1) * offset.unsqueeze(-2))
+        return upper + torch.triu(upper, diagonal=1).mT
+
+    @property
+    def variance(self) -> Tensor:
+        """The diagonal of the covariance [G, D], float64."""
+        _, total, products = self._state()
+        return products.diagonal(dim1=-2, dim2=-1) / self.count - (total / self.count) ** 2
+
+    def _state(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._shift is None or self._sum is None or self._products is None:
+            msg = "No vectors have been added yet, so there are no moments."
+            raise CalibrationError(msg)
+        return self._shift, self._sum, self._products
+
+
+def _add_gram(total: Tensor, vectors: Tensor) -> None:
+    """Add ``vectors.mT @ vectors`` to the upper triangle, block column by block column: the rest is its mirror."""
+    width = vectors.shape[-1]
+    step = max(256, math.ceil(width / _BLOCKS))
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        total[..., :stop, start:stop] += vectors[..., :stop].mT @ vectors[..., start:stop]
+
+
+def collect(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Any],
+    *,
+    positions: float = 12.0,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Moments]:
+    """Run the model over the batches and collect the moments of every layer's input patches.
+
+    Of each layer about ``positions`` times as many patches are taken as its covariance is wide, drawn at random and
+    evenly over the samples; all of them where there are fewer. Zero padding, stride and dilation count as the layer
+    sees them.
+
+    :param model: the network; its mode, its parameters and other people's hooks stay as they are.
+    :param layers: the layers by name.
+    :param batches: model inputs.
+    :param positions: patches taken, as a multiple of the width of the covariance.
+    :param seed: seed of the draw.
+    :param progress: shows a bar.
+    :return: moments by layer name; a layer that was never called has none.
+    :raises CalibrationError: where the model cannot take a batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    samples = sum(batch_size(batch) for batch in batches)
+    found: dict[str, Moments] = {}
+    share = [0.0]
+
+    def hook_for(layer: Layer) -> Any:
+        wanted = positions * layer.shape.in_channels * layer.shape.taps / max(1, len(layer.calls))
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = layer_input(args, kwargs)
+            patches = layer.adapter.patches(module, inputs.detach())
+            chosen = draw_positions(
+                patches, patches.dim() - 2 - len(layer.shape.kernel_size), wanted * share[0], generator
+            )
+            found.setdefault(layer.name, Moments()).add(_working(chosen).flatten(2))
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(hook_for(layer), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(model):
+            shown = progress(batches, description="Collecting statistics", total=len(batches))
+            for done, batch in enumerate(shown, start=1):
+                share[0] = batch_size(batch) / samples
+                call(model, batch)
+                manager().hook.lowrank_step(event=StepEvent("collect", done, len(batches)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def draw_positions(view: Tensor, axes: int, wanted: float, generator: torch.Generator) -> Tensor:
+    """Draw vectors from a view without copying the rest of it.
+
+    :param view: [*positions, ...] with ``axes`` leading position axes.
+    :param axes: how many leading axes count positions.
+    :param wanted: about how many to draw; all where there are fewer.
+    :param generator: a generator on the CPU.
+    :return: [N, ...], a copy.
+    """
+    leading = view.shape[:axes]
+    total = math.prod(leading)
+    if wanted >= total:
+        return view.reshape(total, *view.shape[axes:])
+    chosen = torch.randperm(total, generator=generator)[: math.ceil(wanted)].to(view.device)
+    return view[torch.unravel_index(chosen, leading)]
+
+
+def _working(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def nonfinite(moments: Mapping[str, Moments]) -> Iterable[str]:
+    """The layers whose inputs contained NaN or infinity."""
+    return [name for name, each in moments.items() if not each.finite]

@@ -1,0 +1,123 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The plan: one choice for every layer, as a JSON value that users may read, save and edit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lowrank_hooks import Rank
+from lowrank_plugin.errors import PlanError
+from lowrank_plugin.propose import DENSE, Proposal
+from lowrank_plugin.settings import Settings
+from lowrank_plugin.survey import Survey
+from lowrank_plugin.validation import suggestion, validate
+
+FORMAT = 1
+
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format", "settings", "norm", "layers"],
+    "properties": {
+        "format": {"const": FORMAT, "description": f"{FORMAT}, the format this version reads"},
+        "settings": {"type": "object"},
+        "norm": {"enum": ["covariance", "two-sided", "frobenius"]},
+        "layers": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["decomposer"],
+                "properties": {
+                    "decomposer": {"type": "string"},
+                    "rank": {
+                        "type": "array",
+                        "items": {"type": "integer", "minimum": 1},
+                        "description": "a list of whole numbers from 1",
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+def make_plan(
+    surveyed: Survey, settings: Settings, norm: str, choices: Mapping[str, tuple[Proposal, Proposal]]
+) -> dict[str, Any]:
+    """Write down the choices.
+
+    :param surveyed: the survey of the model.
+    :param settings: what the user asked for.
+    :param norm: the norm of the errors.
+    :param choices: for each layer the dense choice and the one taken.
+    :return: a JSON value. ``layers`` holds for each layer its decomposer, rank, predicted relative error, and MACs and
+        parameters before and after, for one sample; ``skipped`` says why other layers are left alone. MACs and
+        parameters of the whole model, before and as predicted, stand under ``model``.
+    """
+    layers = {name: _entry(dense, chosen, surveyed.samples) for name, (dense, chosen) in choices.items()}
+    saved = {key: sum(entry[key][0] - entry[key][1] for entry in layers.values()) for key in ("macs", "parameters")}
+    return {
+        "format": FORMAT,
+        "settings": settings.to_mapping(),
+        "norm": norm,
+        "model": {
+            "macs": [surveyed.macs, surveyed.macs - saved["macs"]],
+            "parameters": [surveyed.parameters, surveyed.parameters - saved["parameters"]],
+        },
+        "layers": layers,
+        "skipped": dict(surveyed.refusals),
+    }
+
+
+def _entry(dense: Proposal, chosen: Proposal, samples: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "decomposer": chosen.decomposer,
+        "rank": list(chosen.rank),
+        "error": None if math.isnan(chosen.error) else chosen.error,
+        "macs": [dense.macs / samples, chosen.macs / samples],
+        "parameters": [int(dense.parameters), int(chosen.parameters)],
+    }
+    return entry
+
+
+def chosen_ranks(plan: Mapping[str, Any], surveyed: Survey) -> dict[str, tuple[str, Rank]]:
+    """The layers that a plan compresses, checked against the model.
+
+    :param plan: a plan, edited or not.
+    :param surveyed: the survey of the model it is to be applied to.
+    :return: decomposer and rank by layer name.
+    :raises PlanError: where the plan names a layer that cannot be compressed or lacks a rank.
+    """
+    ranks: dict[str, tuple[str, Rank]] = {}
+    for name, entry in plan["layers"].items():
+        if entry["decomposer"] == DENSE:
+            continue
+        if name not in surveyed.layers:
+            reason = surveyed.refusals.get(name)
+            msg = f"The plan compresses {name!r}, but " + (
+                f"that layer cannot be: {reason}."
+                if reason
+                else f"the model has no such layer. {suggestion(name, surveyed.layers)}"
+            )
+            raise PlanError(msg)
+        if not entry.get("rank"):
+            msg = f"The plan gives {name!r} the decomposer {entry['decomposer']!r} but no rank; add a list of whole numbers."
+            raise PlanError(msg)
+        ranks[name] = (entry["decomposer"], tuple(entry["rank"]))
+    return ranks
+
+
+def settings_of(plan: Mapping[str, Any]) -> Settings:
+    """The settings a plan was made with, its norm included.
+
+    :param plan: a plan.
+    :raises PlanError: where it is malformed.
+    """
+    try:
+        validate(plan, _SCHEMA, "the plan")
+        return Settings.from_mapping({**plan["settings"], "norm": plan["norm"]})
+    except ValueError as error:
+        raise PlanError(str(error)) from error

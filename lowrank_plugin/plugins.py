@@ -1,0 +1,174 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The plugin manager: built-ins and third parties come through the same hooks."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import pluggy
+
+from lowrank_hooks import API_VERSION, PROJECT, specs
+from lowrank_plugin.errors import ConfigurationError, PluginError
+from lowrank_plugin.validation import suggestion
+
+STRICT_VARIABLE = "LOWRANK_STRICT_PLUGINS"
+DISABLE_VARIABLE = "LOWRANK_DISABLE_PLUGINS"
+ONLY_VARIABLE = "LOWRANK_ONLY_PLUGINS"
+TRACE_VARIABLE = "LOWRANK_TRACE_PLUGINS"
+OWN_DISTRIBUTION = "lowrank-plugin"
+
+KINDS = {
+    "decomposer": "lowrank_decomposers",
+    "layer adapter": "lowrank_layer_adapters",
+    "cost model": "lowrank_cost_models",
+    "rank policy": "lowrank_rank_policies",
+}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A record and where it came from.
+
+    :param record: what the plugin yielded.
+    :param distribution: the installed distribution, or the plugin's name if it was registered by hand.
+    :param version: the version of that distribution; empty if unknown.
+    """
+
+    record: Any
+    distribution: str
+    version: str = ""
+
+
+class Manager(pluggy.PluginManager):
+    """Loads entry points one by one: a broken one is warned about by name and never stops the others.
+
+    :param strict: raise instead of warning.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__(PROJECT)
+        self.strict = strict
+        self.failures: list[str] = []
+        self.add_hookspecs(specs)
+
+    def load_entry_points(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
+        """Load and register plugins, the built-ins first.
+
+        :param entry_points: entry points of the group ``lowrank``.
+        :raises PluginError: in strict mode, where one cannot be loaded.
+        """
+        for entry_point in sorted(entry_points, key=lambda each: (_distribution(each) != OWN_DISTRIBUTION, each.name)):
+            self._load(entry_point)
+
+    def _load(self, entry_point: metadata.EntryPoint) -> None:
+        where = f"{entry_point.name!r} of {_distribution(entry_point)}"
+        try:
+            plugin = entry_point.load()
+            self.register(plugin, name=f"{_distribution(entry_point)}:{entry_point.name}")
+            self.check_pending()
+        except Exception as error:  # noqa: BLE001 - whatever a third party's import raises is reported, not ours to name
+            self._fail(f"The lowrank plugin {where} could not be loaded: {type(error).__name__}: {error}", error)
+            if self.has_plugin(f"{_distribution(entry_point)}:{entry_point.name}"):
+                self.unregister(name=f"{_distribution(entry_point)}:{entry_point.name}")
+
+    def _fail(self, message: str, cause: Exception | None = None) -> None:
+        self.failures.append(message)
+        if self.strict:
+            raise PluginError(message) from cause
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def registered(self, kind: str) -> dict[str, Registered]:
+        """All records of one kind by the name users type.
+
+        :param kind: one of ``KINDS``.
+        :raises PluginError: where two plugins yield one name; names both distributions.
+        """
+        found: dict[str, Registered] = {}
+        for implementation in getattr(self.hook, KINDS[kind]).get_hookimpls():
+            distribution, version = self._origin(implementation.plugin_name)
+            for record in self._records(implementation, distribution):
+                if record.name in found:
+                    msg = (
+                        f"Two plugins offer a {kind} named {record.name!r}: {found[record.name].distribution} and "
+                        f"{distribution}. Uninstall one, or name one of them in the environment variable {DISABLE_VARIABLE}."
+                    )
+                    raise PluginError(msg)
+                found[record.name] = Registered(record, distribution, version)
+        return found
+
+    def _records(self, implementation: Any, distribution: str) -> list[Any]:
+        try:
+            records = list(implementation.function())
+        except Exception as error:  # noqa: BLE001 - as in _load
+            self._fail(f"{implementation.function.__name__} of {distribution} failed: {error!r}", error)
+            return []
+        usable = []
+        for record in records:
+            if record.api_version == API_VERSION:
+                usable.append(record)
+            else:
+                self._fail(
+                    f"{record.name!r} of {distribution} was made for version {record.api_version} of the plugin "
+                    f"interface; this is version {API_VERSION}. Install a release of it that fits."
+                )
+        return usable
+
+    def _origin(self, plugin_name: str) -> tuple[str, str]:
+        distribution = plugin_name.partition(":")[0]
+        try:
+            return distribution, metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            return distribution, ""
+
+    def find(self, kind: str, name: str) -> Any:
+        """The record of one name.
+
+        :param kind: one of ``KINDS``.
+        :param name: what the user typed.
+        :raises ConfigurationError: listing the choices where there is none.
+        """
+        choices = self.registered(kind)
+        if name not in choices:
+            failed = f" Plugins that failed to load: {'; '.join(self.failures)}" if self.failures else ""
+            msg = f"Unknown {kind} {name!r}. {suggestion(name, choices)}Choose one of: {', '.join(choices)}.{failed}"
+            raise ConfigurationError(msg)
+        return choices[name].record
+
+
+@cache
+def manager() -> Manager:
+    """The manager with every installed plugin, built when first needed.
+
+    The environment variables ``LOWRANK_DISABLE_PLUGINS`` and ``LOWRANK_ONLY_PLUGINS`` (comma-separated names of
+    distributions) leave third parties out, ``LOWRANK_STRICT_PLUGINS=1`` turns warnings about broken ones into errors,
+    and ``LOWRANK_TRACE_PLUGINS=1`` prints every hook call.
+    """
+    made = Manager(strict=os.environ.get(STRICT_VARIABLE, "") not in ("", "0"))
+    if os.environ.get(TRACE_VARIABLE, "") not in ("", "0"):
+        made.trace.root.setwriter(lambda text: os.write(2, text.encode()))
+        made.enable_tracing()
+    made.load_entry_points(each for each in metadata.entry_points(group=PROJECT) if _allowed(_distribution(each)))
+    return made
+
+
+def _allowed(distribution: str) -> bool:
+    if distribution == OWN_DISTRIBUTION:
+        return True
+    disabled, only = (_listed(variable) for variable in (DISABLE_VARIABLE, ONLY_VARIABLE))
+    return distribution not in disabled and (not only or distribution in only)
+
+
+def _listed(variable: str) -> set[str]:
+    return {name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()}
+
+
+def _distribution(entry_point: metadata.EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else entry_point.value

@@ -1,0 +1,149 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What was done, per layer: the record a compressed model carries, and its table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lowrank_hooks import StageShape
+from lowrank_plugin.costs import macs
+from lowrank_plugin.errors import LowRankError
+from lowrank_plugin.fitting import Fitted
+from lowrank_plugin.propose import DENSE
+from lowrank_plugin.survey import Survey
+
+RECORD = "lowrank_record"
+"""The attribute of a compressed model that holds its record, a JSON value."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The record in readable form.
+
+    :param record: the JSON value.
+    """
+
+    record: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record itself: ``model`` with the MACs and parameters before and after, and ``layers``."""
+        return dict(self.record)
+
+    def to_str(self) -> str:
+        """A table with a row a layer, the compressed ones first, and the totals."""
+        table = Table(box=box.ASCII2, title="Low-rank decomposition")
+        for column in ("Layer", "Decomposer", "Rank", "MACs", "Parameters", "Rel. error", "Status"):
+            table.add_column(column, justify="left" if column in ("Layer", "Decomposer", "Status") else "right")
+        for name, entry in self.record["layers"].items():
+            table.add_row(
+                name,
+                entry["decomposer"],
+                "x".join(str(rank) for rank in entry["rank"]),
+                _change(entry["macs"]),
+                _change(entry["parameters"]),
+                "" if entry["error"] is None else f"{entry['error']:.4f}",
+                entry["status"],
+            )
+        for name, reason in self.record["skipped"].items():
+            table.add_row(name, DENSE, "", "", "", "", f"Left alone: {reason}.")
+        table.add_section()
+        model = self.record["model"]
+        table.add_row("whole model", "", "", _change(model["macs"]), _change(model["parameters"]), "", "")
+        console = Console(file=io.StringIO(), width=200, color_system=None)
+        console.print(table)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    def __str__(self) -> str:
+        return self.to_str()
+
+
+def report(compressed: nn.Module) -> Report:
+    """What was done to a model.
+
+    >>> import torch, lowrank_plugin
+    >>> small = lowrank_plugin.decompose(nn.Sequential(nn.Linear(8, 8)), None, ranks={"0": 2}, example_input=torch.ones(1, 8))
+    >>> report(small).to_dict()["layers"]["0"]["parameters"]
+    [64, 32]
+
+    :param compressed: a model that came out of :func:`lowrank_plugin.decompose` or :func:`lowrank_plugin.apply`.
+    :raises LowRankError: where it carries no record.
+    """
+    record = getattr(compressed, RECORD, None)
+    if record is None:
+        msg = "This model carries no record of a low-rank decomposition; pass what decompose or apply returned."
+        raise LowRankError(msg)
+    return Report(record)
+
+
+def make_record(
+    plan: Mapping[str, Any], surveyed: Survey, fitted: Mapping[str, Fitted], before: nn.Module, after: nn.Module
+) -> dict[str, Any]:
+    """Write down what was done.
+
+    :param plan: the plan that was followed.
+    :param surveyed: the survey, with the refusals met on the way.
+    :param fitted: what was put in place.
+    :param before: the model as it was.
+    :param after: the model as it is.
+    :return: a JSON value.
+    """
+    layers = {}
+    saved = 0.0
+    for name, entry in plan["layers"].items():
+        if name not in surveyed.layers:
+            continue
+        layer, module = surveyed.layers[name], before.get_submodule(name)
+        each = fitted.get(name)
+        dense = StageShape(layer.shape.out_channels, layer.shape.in_channels, layer.shape.kernel_size)
+        shapes = each.factorization.shapes if each and each.factorization else (dense,)
+        cost = [
+            macs(stages, layer.positions(module, stages), layer.shape.groups) / surveyed.samples
+            for stages in ((dense,), shapes)
+        ]
+        saved += cost[0] - cost[1]
+        layers[name] = {
+            "decomposer": entry["decomposer"] if each else DENSE,
+            "rank": list(entry.get("rank", [])) if each else [],
+            "kind": layer.kind,
+            "macs": cost,
+            "parameters": [
+                layer.shape.groups * sum(shape.parameters for shape in stages) for stages in ((dense,), shapes)
+            ],
+            "predicted_error": entry.get("error"),
+            "error": each.output_error if each else None,
+            "status": each.solution.status.value if each else "Kept dense: the budget is better spent elsewhere.",
+            "seconds": each.seconds if each else None,
+            "statistics": dict(each.solution.statistics) if each else {},
+        }
+    layers = dict(sorted(layers.items(), key=lambda item: item[1]["decomposer"] == DENSE))
+    parameters = [sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)]
+    return {
+        "norm": plan["norm"],
+        "settings": plan["settings"],
+        "model": {"macs": [surveyed.macs, surveyed.macs - saved], "parameters": parameters},
+        "layers": layers,
+        "skipped": dict(surveyed.refusals),
+    }
+
+
+def _change(values: list[float]) -> str:
+    before, after = values
+    share = f" ({after / before:.0%})" if before else ""
+    return f"{_short(before)} -> {_short(after)}{share}"
+
+
+def _short(value: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"

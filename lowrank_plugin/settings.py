@@ -1,0 +1,179 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The ``"lowrank"`` section: its schema, its defaults, and its value object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lowrank_plugin.errors import ConfigurationError
+from lowrank_plugin.validation import validate
+
+_NAMES = {"type": "array", "items": {"type": "string"}}
+_RANK = {"type": "integer", "minimum": 1, "description": "a whole number from 1"}
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "budget": {
+            "type": ["object", "null"],
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 1,
+                "description": "a number above 0 and at most 1, the share of the original that may remain",
+            },
+            "description": 'one entry such as {"macs": 0.5}, {"parameters": 0.5} or {"error": 0.1}',
+        },
+        "ranks": {
+            "type": "object",
+            "additionalProperties": {
+                "anyOf": [_RANK, {"type": "array", "items": _RANK, "minItems": 1}],
+                "description": "a rank (a whole number from 1) or a list of ranks",
+            },
+            "description": "{layer name or pattern: rank or [ranks]}",
+        },
+        "decomposers": {
+            "anyOf": [{"const": "auto"}, {**_NAMES, "minItems": 1}],
+            "description": '"auto" or a list of names of decomposers',
+        },
+        "norm": {
+            "enum": ["covariance", "two-sided", "frobenius", None],
+            "description": '"covariance", "two-sided", "frobenius" or null (by data)',
+        },
+        "policy": {"type": "string", "description": "the name of a rank policy"},
+        "rank_multiple": _RANK,
+        "stability": {
+            "anyOf": [
+                {"const": False},
+                {
+                    "type": "object",
+                    "properties": {"slack": {"type": "number", "exclusiveMinimum": 0}},
+                    "required": ["slack"],
+                    "additionalProperties": False,
+                },
+            ],
+            "description": '{"slack": s} with s above 0, or false',
+        },
+        "repair": {"enum": ["none", "moments"], "description": '"none" or "moments"'},
+        "target_scopes": {
+            "anyOf": [{"type": "null"}, {"type": "string"}, _NAMES],
+            "description": "a layer name or {re}pattern, or a list of them",
+        },
+        "ignored_scopes": {
+            "anyOf": [{"type": "null"}, {"type": "string"}, _NAMES],
+            "description": "a layer name or {re}pattern, or a list of them",
+        },
+        "calibration": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "samples": {**_RANK, "description": "a whole number from 1, the most samples used"},
+                "positions": {
+                    "type": "number",
+                    "exclusiveMinimum": 0,
+                    "description": "a number above 0, patch positions collected for each unknown of a covariance row",
+                },
+            },
+            "description": 'an object such as {"samples": 512}',
+        },
+        "seed": {"type": "integer", "minimum": 0, "description": "a whole number from 0"},
+        "device": {"type": ["string", "null"], "description": 'a torch device such as "cpu" or "cuda:0", or null'},
+        "on_failure": {"enum": ["keep_dense", "raise"], "description": '"keep_dense" or "raise"'},
+    },
+}
+"""JSON schema of the section, without ``"algorithm"``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The section, validated and with its defaults filled in.
+
+    >>> Settings.from_mapping({"budget": {"macs": 0.5}}).rank_multiple
+    8
+
+    :param budget: what may remain of the original, one entry; None where all ranks are given by hand.
+    :param ranks: ranks by layer name or pattern; they override the allocation there.
+    :param decomposers: names that may compete, or ``"auto"``.
+    :param norm: the error norm; None takes the covariance norm where there is data.
+    :param policy: how the budget is shared among the layers.
+    :param rank_multiple: ranks are multiples of this.
+    :param slack: the stability slack; None where stability is off.
+    :param repair: what follows the replacement.
+    :param target_scopes: layers that may be compressed; None for all.
+    :param ignored_scopes: layers that may not.
+    :param samples: the most calibration samples used.
+    :param positions: patch positions collected per layer, as a multiple of the width of its covariance.
+    :param seed: seed of everything drawn.
+    :param device: where statistics and solvers run; None for the model's own device.
+    :param on_failure: what becomes of a layer that cannot be solved.
+    """
+
+    budget: Mapping[str, float] | None = None
+    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    decomposers: tuple[str, ...] | str = "auto"
+    norm: str | None = None
+    policy: str = "lagrangian"
+    rank_multiple: int = 8
+    slack: float | None = 0.02
+    repair: str = "moments"
+    target_scopes: tuple[str, ...] | None = None
+    ignored_scopes: tuple[str, ...] = ()
+    samples: int = 512
+    positions: float = 12.0
+    seed: int = 0
+    device: str | None = None
+    on_failure: str = "keep_dense"
+
+    @classmethod
+    def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
+        """Validate a section and fill in its defaults.
+
+        :param section: the keys of the ``"lowrank"`` section, without ``"algorithm"``.
+        :raises ConfigurationError: naming the key, the value and what was expected.
+        """
+        validate(dict(section), SCHEMA, 'the "lowrank" section')
+        values = dict(section)
+        calibration = values.pop("calibration", {})
+        if "stability" in values:
+            stability = values.pop("stability")
+            values["slack"] = stability["slack"] if stability else None
+        values["ranks"] = {
+            name: (rank,) if isinstance(rank, int) else tuple(rank) for name, rank in values.get("ranks", {}).items()
+        }
+        if not isinstance(values.get("decomposers", "auto"), str):
+            values["decomposers"] = tuple(values["decomposers"])
+        values["target_scopes"] = _scopes(values.get("target_scopes"))
+        values["ignored_scopes"] = _scopes(values.get("ignored_scopes")) or ()
+        settings = cls(**values, **calibration)
+        if settings.budget is None and not settings.ranks:
+            msg = (
+                'Nothing to do: give a "budget" such as {"macs": 0.5}, or "ranks" such as {"layer1.0.conv1": [32, 32]}.'
+            )
+            raise ConfigurationError(msg)
+        return settings
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The section that gives these settings, as plain JSON with nothing left to defaults."""
+        section = {each.name: getattr(self, each.name) for each in fields(self)}
+        slack, samples, positions = (section.pop(key) for key in ("slack", "samples", "positions"))
+        section = {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
+        return {
+            **section,
+            "budget": dict(self.budget) if self.budget else None,
+            "ranks": {name: list(rank) for name, rank in self.ranks.items()},
+            "stability": {"slack": slack} if slack else False,
+            "calibration": {"samples": samples, "positions": positions},
+        }
+
+
+def _scopes(scopes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if scopes is None:
+        return None
+    return (scopes,) if isinstance(scopes, str) else tuple(scopes)
