@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import torch
-from lowrank_hooks import Factorization, Stage
 from torch import Tensor
+
+from lowrank_hooks import Factorization, Stage
 
 
 def balance(chain: Factorization, passes: int = 8) -> Factorization:

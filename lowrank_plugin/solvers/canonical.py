@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from lowrank_hooks import Factorization, Norm, Problem, Stage
 from torch import Tensor
 
+from lowrank_hooks import Factorization, Norm, Problem, Stage
 from lowrank_plugin.solvers.linear_algebra import relative_cutoff, solve_right
 
 

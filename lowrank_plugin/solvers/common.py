@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 
 import torch
-from lowrank_hooks import Factorization, Problem, Rank, Solution, Status
 from torch import Tensor
+
+from lowrank_hooks import Factorization, Problem, Rank, Solution, Status
 
 
 def check_rank(rank: Rank, length: int, name: str) -> None:
@@ -85,7 +86,12 @@ def measured_error(problem: Problem, chain: Factorization, energy: Tensor | None
 
 
 def record(
-    problem: Problem, chain: Factorization, status: Status, started: float, peak_bytes: int, errors: Sequence[float] = ()
+    problem: Problem,
+    chain: Factorization,
+    status: Status,
+    started: float,
+    peak_bytes: int,
+    errors: Sequence[float] = (),
 ) -> Solution:
     """The solution with the statistics that all decomposers share.
 
@@ -94,7 +100,7 @@ def record(
     :param status: how the fit ended.
     :param started: ``time.perf_counter()`` at its beginning.
     :param peak_bytes: the stated peak extra memory.
-    :param errors: relative errors of the iterates in the solver's own account, the start first; empty for a closed form.
+    :param errors: relative errors of the iterates by the solver's account, the start first; empty for a closed form.
     :return: the solution.
     """
     if not bool(torch.isfinite(torch.stack([stage.weight.abs().amax() for stage in chain.stages])).all()):

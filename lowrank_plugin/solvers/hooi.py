@@ -58,7 +58,7 @@ class Hooi:
         return state.error.sum()
 
     def _sweep(self, basis: Tensor) -> Subspaces:
-        groups, outputs, a, b = self.kernel.shape
+        groups, _, a, b = self.kernel.shape
         energy = self.kernel.double().square().sum(dim=(1, 2, 3))
         seen = (self.kernel.transpose(2, 3) @ basis[:, None]).flatten(2)  # [G, T, B*R]
         left = _leading(seen @ seen.mT, self.rank_out)

@@ -24,9 +24,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from lowrank_hooks import Problem
 from torch import Tensor
 
+from lowrank_hooks import Problem
 from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient
 
 _RIDGE = 8.0

@@ -1,0 +1,149 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The spatial singular value decomposition: a column of taps, then a row of taps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from lowrank_plugin.solvers.balance import balance
+from lowrank_plugin.solvers.canonical import canonical
+from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.driver import iterate
+from lowrank_plugin.solvers.two_block import TwoBlock, fold, nested_basis, whiten
+
+
+@dataclass(frozen=True)
+class SpatialSvd:
+    r"""A (kh x 1) convolution into R channels, then a (1 x kw) convolution out of them.
+
+    The plain norm has the closed form of [1] (section 3.2), the singular value decomposition of the
+    (S kh) x (T kw) unfolding. In a covariance norm the chain is :math:`\hat W = H (V \otimes I_{kw})`, solved by
+    alternation (:mod:`lowrank_plugin.solvers.two_block`): given V the horizontal stage is an exact least-squares fit,
+    given H the vertical one follows by conjugate gradients. Not in [1].
+
+    It takes kernels with two spatial axes of more than one tap. The order is always vertical first.
+
+    [1] Jaderberg, Vedaldi and Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions",
+    BMVC 2014, arXiv:1405.3866, scheme 2.
+
+    >>> problem = Problem(torch.ones(1, 6, 4, 3, 3))
+    >>> SpatialSvd().structure(problem.shape, (2,))
+    (StageShape(out_channels=2, in_channels=4, kernel_size=(3, 1), groups=1),
+     StageShape(out_channels=6, in_channels=2, kernel_size=(1, 3), groups=1))
+    >>> round(SpatialSvd().fit(problem, (1,)).statistics["relative_error"], 4)
+    0.0
+
+    :param max_steps: the most sweeps.
+    :param rtol: relative decrease of the squared error below which the iteration ends.
+    :param cg_steps: conjugate-gradient steps a sweep.
+    """
+
+    max_steps: int = 6
+    rtol: float = 3e-3
+    cg_steps: int = 3
+
+    def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
+        """See :meth:`lowrank_hooks.Decomposer.structure`."""
+        r = _lower(shape, rank)
+        high, wide = shape.kernel_size
+        return StageShape(r, shape.in_channels, (high, 1)), StageShape(shape.out_channels, r, (1, wide))
+
+    def curve(self, problem: Problem) -> Sequence[Point]:
+        """Every rank: errors of a fit's starting point, hence upper bounds; exact in the plain norm.
+
+        See :meth:`lowrank_hooks.Decomposer.curve`.
+        """
+        check_dtype(problem)
+        if not takes(problem.shape) or not is_finite(problem):
+            return []
+        largest = _lower(problem.shape, (problem.shape.in_channels * problem.shape.taps,))
+        errors = _errors(canonical(problem).problem)
+        return [Point((r,), errors[min(r, len(errors) - 1)]) for r in rank_grid(largest, problem.rank_multiple)]
+
+    def fit(self, problem: Problem, rank: Rank) -> Solution:
+        """See :meth:`lowrank_hooks.Decomposer.fit`."""
+        started = time.perf_counter()
+        check_dtype(problem)
+        r = _lower(problem.shape, rank)
+        if not is_finite(problem):
+            return non_finite(started)
+        reduction = canonical(problem)
+        chain, status, errors = self._solve(reduction.problem, r)
+        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
+        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors)
+
+    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
+        """The most extra memory a fit takes, beyond the problem itself.
+
+        :param shape: the kernel's sizes.
+        :param rank: the rank of the fit.
+        :param norm: ``Norm.name``.
+        :param itemsize: bytes of one entry of the kernel.
+        :return: bytes.
+        """
+        return 0
+
+    def _solve(self, problem: Problem, rank: int) -> tuple[Factorization, Status, list[float]]:
+        kernel = problem.kernel.flatten(2, 3)
+        if problem.norm.covariance is None:
+            basis = nested_basis(kernel, None)[:, :, :rank]
+            core = (kernel.transpose(2, 3) @ basis[:, None]).transpose(2, 3)
+            return _chain(problem, basis, core), Status.CONVERGED, []
+        folded = fold(problem, 2)
+        start = nested_basis(kernel, folded.mean_block)[:, :, :rank]
+        outcome = iterate(TwoBlock(folded, start, kernel.shape[1], self.cg_steps), self.max_steps, self.rtol)
+        energy = float(folded.energy.sum())
+        errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
+        return _chain(problem, outcome.state.basis, outcome.state.core), outcome.status, errors
+
+
+def takes(shape: KernelShape) -> bool:
+    """Whether a kernel has two spatial axes of more than one tap each.
+
+    >>> takes(KernelShape(1, 8, 8, (3, 3))), takes(KernelShape(1, 8, 8, (3, 1)))
+    (True, False)
+
+    :param shape: the kernel's sizes.
+    :return: the answer.
+    """
+    return len(shape.kernel_size) == 2 and min(shape.kernel_size) > 1
+
+
+def _lower(shape: KernelShape, rank: Rank) -> int:
+    check_rank(rank, 1, "spatial_svd")
+    if not takes(shape):
+        msg = f"spatial_svd needs two spatial axes of more than one tap each, not {shape.kernel_size}; use svd or cpd."
+        raise ValueError(msg)
+    high, wide = shape.kernel_size
+    return min(int(rank[0]), shape.in_channels * high, shape.out_channels * wide)
+
+
+def _chain(problem: Problem, basis: Tensor, core: Tensor) -> Factorization:
+    """Stages from V [G, S*kh, R] and H [G, T, R, kw]."""
+    inputs, high = problem.kernel.shape[2:4]
+    return Factorization((Stage(basis.mT.unflatten(2, (inputs, high)).unsqueeze(-1)), Stage(core.unsqueeze(3))))
+
+
+def _errors(problem: Problem) -> list[float]:
+    """Relative errors at every rank from 0, at the starting point of a fit."""
+    kernel = problem.kernel.flatten(2, 3)
+    if problem.norm.covariance is None:
+        rows = kernel.transpose(1, 2).flatten(2).double()
+        explained = torch.linalg.eigvalsh(rows @ rows.mT).clamp_min(0).flip(1)
+        energy = explained.sum(dim=1)
+    else:
+        folded = fold(problem, 2)
+        whitened, _ = whiten(folded, nested_basis(kernel, folded.mean_block))
+        # One Cholesky factor serves every rank: that of the leading combinations is a leading block of it.
+        explained, energy = whitened.square().sum(dim=2).unflatten(1, (kernel.shape[2], -1)).sum(dim=2), folded.energy
+    total = float(energy.sum())
+    tails = (energy[:, None] - explained.cumsum(1)).clamp_min(0).sum(dim=0)
+    return [1.0, *((tails / total).sqrt().tolist() if total > 0 else [0.0] * tails.numel())]
