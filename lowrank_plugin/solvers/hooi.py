@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowrank_plugin.solvers.two_block import project
+
 
 @dataclass(frozen=True)
 class Subspaces:
@@ -60,7 +62,7 @@ class Hooi:
     def _sweep(self, basis: Tensor) -> Subspaces:
         groups, _, a, b = self.kernel.shape
         energy = self.kernel.double().square().sum(dim=(1, 2, 3))
-        seen = (self.kernel.transpose(2, 3) @ basis[:, None]).flatten(2)  # [G, T, B*R]
+        seen = project(self.kernel.flatten(2), basis)
         left = _leading(seen @ seen.mT, self.rank_out)
         rows = (left.mT @ self.kernel.flatten(2)).reshape(groups, -1, a, b).transpose(1, 2).flatten(2)  # [G, A, Q*B]
         gram = rows @ rows.mT

@@ -19,7 +19,7 @@ from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, no
 from lowrank_plugin.solvers.driver import iterate
 from lowrank_plugin.solvers.hooi import Hooi
 from lowrank_plugin.solvers.svd import project_outputs
-from lowrank_plugin.solvers.two_block import TwoBlock, fold, nested_basis, whiten
+from lowrank_plugin.solvers.two_block import TwoBlock, fold, nested_basis, project, whiten
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Tucker2:
     :param max_steps: the most sweeps.
     :param rtol: relative decrease of the squared error below which the iteration ends.
     :param cg_steps: conjugate-gradient steps a sweep (covariance norms only).
+    :param relaxation: over-relaxation of each update of the input factor, from 1 to below 2 (covariance norms only).
     :param curve_points: about how many ranks of each mode are on the curve.
     """
 
     max_steps: int = 6
     rtol: float = 3e-3
     cg_steps: int = 3
+    relaxation: float = 1.6
     curve_points: int = 16
 
     def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
@@ -126,7 +128,7 @@ class Tucker2:
         else:
             folded = fold(problem, 1)
             start = nested_basis(folded.kernel, folded.mean_block)[:, :, :rank_in]
-            outcome = iterate(TwoBlock(folded, start, rank_out, self.cg_steps), self.max_steps, self.rtol)
+            outcome = iterate(TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation), self.max_steps, self.rtol)
             basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
             energy = float(folded.energy.sum())
             errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
@@ -144,8 +146,7 @@ class Tucker2:
         start = nested_basis(kernel, None)[:, :, :rank_in]
         outcome = iterate(Hooi(kernel, start, rank_out), self.max_steps, self.rtol)
         state = outcome.state
-        seen = (kernel.transpose(2, 3) @ state.basis[:, None]).transpose(2, 3)
-        core = (state.left.mT @ seen.flatten(2)).unflatten(2, seen.shape[2:])
+        core = (state.left.mT @ project(kernel.flatten(2), state.basis)).unflatten(2, (rank_in, -1))
         energy = float(kernel.double().square().sum())
         errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
         return state.basis, state.left, core, outcome.status, errors
@@ -177,7 +178,7 @@ def _tails(problem: Problem, inner: Sequence[int]) -> list[list[float]]:
     taps = kernel.shape[3]
     if problem.norm.covariance is None:
         basis = nested_basis(kernel, None)
-        whitened = (kernel.transpose(2, 3) @ basis[:, None]).transpose(2, 3).flatten(2).mT.double()
+        whitened = project(kernel.flatten(2), basis).mT.double()
         energy = whitened.square().sum(dim=(1, 2))
     else:
         folded = fold(problem, 1)

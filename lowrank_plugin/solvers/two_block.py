@@ -32,6 +32,9 @@ from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient
 _RIDGE = 8.0
 """Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
 
+_ROWS = 576
+"""Rows of the projected covariance that are computed at a time."""
+
 
 @dataclass(frozen=True)
 class Folded:
@@ -153,20 +156,38 @@ def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
 
 
 def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """:math:`C^\top`, float64 [G, R*B, T], and the Cholesky factor L, float64 [G, R*B, R*B]."""
-    groups, outputs, a, b = folded.kernel.shape
+    r""":math:`C^\top`, float64 [G, R*B, T], and the Cholesky factor L, float64 [G, R*B, R*B]."""
+    groups, _, a, b = folded.kernel.shape
     rank = basis.shape[2]
-    # [R, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index can be contracted where it lies.
-    half = basis.mT @ folded.covariance.reshape(groups, a, -1)
-    half = half.reshape(groups, rank * b, a, b).transpose(2, 3)
-    gram = (half @ basis[:, None]).transpose(2, 3).reshape(groups, rank * b, rank * b)
-    # float64 from here: the factor of a covariance with a condition of 1e7 and more. P has orthonormal rows, so the
-    # ridge is the same as on the whole covariance.
-    gram = gram.double()
+    # float64 from here: the factor of a covariance with a condition of 1e7 and more.
+    gram = torch.empty(groups, rank * b, rank * b, dtype=torch.float64, device=basis.device)
+    block = max(1, _ROWS // b)
+    for begin in range(0, rank, block):
+        # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
+        rows = basis[:, :, begin : begin + block].mT @ folded.covariance.reshape(groups, a, -1)
+        gram[:, begin * b : (begin + block) * b] = project(rows.reshape(groups, -1, a * b), basis)
+    # P has orthonormal rows, so the ridge is the same as on the whole covariance.
     gram.diagonal(dim1=1, dim2=2).add_(folded.ridge[:, 0].double())
-    lower = cholesky(gram)
-    seen = (folded.weighted.reshape(groups, outputs, a, b).transpose(2, 3) @ basis[:, None]).transpose(2, 3).flatten(2)
-    return torch.linalg.solve_triangular(lower, seen.mT.double(), upper=False), lower
+    lower, info = torch.linalg.cholesky_ex(gram)
+    if info.any():
+        lower = cholesky(gram)
+    del gram
+    return torch.linalg.solve_triangular(lower, project(folded.weighted, basis).mT.double(), upper=False), lower
+
+
+def project(rows: Tensor, basis: Tensor) -> Tensor:
+    r"""Multiply rows by :math:`U \otimes I_B` from the right.
+
+    :param rows: [G, n, A*B].
+    :param basis: U, [G, A, R].
+    :return: [G, n, R*B].
+    """
+    groups, n, columns = rows.shape
+    a, rank = basis.shape[1:]
+    b = columns // a
+    # One product with n*B rows; a broadcast one would be n products with B rows, many times slower.
+    flat = rows.reshape(groups, n, a, b).transpose(2, 3).reshape(groups, n * b, a) @ basis
+    return flat.reshape(groups, n, b, rank).transpose(2, 3).reshape(groups, n, rank * b)
 
 
 @dataclass(frozen=True)
@@ -177,12 +198,16 @@ class TwoBlock:
     :param start: U, [G, A, R], orthonormal columns.
     :param rank_out: Q.
     :param cg_steps: conjugate-gradient steps a sweep.
+    :param relaxation: how far to go along each update of U, below 2. Conjugate gradients end at the minimum along
+        their total step, on a parabola, so anything below 2 still lowers the error, and going beyond 1 makes up for
+        the part of the improvement that X has yet to follow.
     """
 
     folded: Folded
     start: Tensor
     rank_out: int
     cg_steps: int
+    relaxation: float = 1.0
 
     def init(self) -> Blocks:
         """The best X for the start."""
@@ -190,14 +215,14 @@ class TwoBlock:
 
     def step(self, state: Blocks) -> Blocks:
         """Lower the error over U, then solve for X."""
-        return regress(self.folded, improve_basis(self.folded, state, self.cg_steps), self.rank_out)
+        return regress(self.folded, improve_basis(self.folded, state, self.cg_steps, self.relaxation), self.rank_out)
 
     def error(self, state: Blocks) -> Tensor:
         """The squared error, a scalar."""
         return state.error.sum()
 
 
-def improve_basis(folded: Folded, state: Blocks, steps: int) -> Tensor:
+def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float = 1.0) -> Tensor:
     r"""A better U for a given X, by conjugate gradients from the present one.
 
     The normal equations of [1] (algorithm 2, the update of :math:`U_S`), preconditioned with the Kronecker product of
@@ -206,6 +231,7 @@ def improve_basis(folded: Folded, state: Blocks, steps: int) -> Tensor:
     :param folded: the problem.
     :param state: where to start.
     :param steps: number of steps.
+    :param relaxation: see :class:`TwoBlock`.
     :return: [G, A, R], orthonormal columns.
     """
     groups, _, a, b = folded.kernel.shape
@@ -226,4 +252,4 @@ def improve_basis(folded: Folded, state: Blocks, steps: int) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(residual, outer).mT, inner).mT
 
     improved = conjugate_gradient(apply, contract(target), state.basis, precondition, steps)
-    return torch.linalg.qr(improved).Q
+    return torch.linalg.qr(torch.lerp(state.basis, improved, relaxation)).Q
