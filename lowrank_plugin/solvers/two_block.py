@@ -44,45 +44,74 @@ class Folded:
     measured with it and are therefore upper bounds.
 
     :param kernel: W, [G, T, A, B].
-    :param covariance: without the ridge, [G, A*B, A*B].
-    :param ridge: [G, 1, 1].
+    :param covariance: without the ridge, [G, A*B, A*B]; None for the identity.
+    :param ridge: [G, 1, 1], zero without a covariance.
     :param weighted: W times the covariance, [G, T, A*B].
-    :param mean_block: the covariance averaged over the kept columns, [G, A, A].
+    :param mean_block: the covariance averaged over the kept columns, [G, A, A]; None for the identity.
     :param energy: squared norm of W, float64 [G].
     """
 
     kernel: Tensor
-    covariance: Tensor
+    covariance: Tensor | None
     ridge: Tensor
     weighted: Tensor
-    mean_block: Tensor
+    mean_block: Tensor | None
     energy: Tensor
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Multiply [G, n, A*B] by the covariance with its ridge."""
+        if self.covariance is None:
+            return matrix
         return torch.baddbmm(self.ridge * matrix, matrix, self.covariance)
+
+    def gram(self, basis: Tensor, dtype: torch.dtype) -> Tensor:
+        r"""The covariance with its ridge between the columns of :math:`P^\top`, block by block.
+
+        :param basis: U, [G, A, R], orthonormal columns.
+        :param dtype: of the result.
+        :return: [G, R*B, R*B].
+        """
+        groups, _, a, b = self.kernel.shape
+        rank = basis.shape[2]
+        if self.covariance is None:
+            return torch.eye(rank * b, dtype=dtype, device=basis.device).repeat(groups, 1, 1)
+        gram = torch.empty(groups, rank * b, rank * b, dtype=dtype, device=basis.device)
+        block = max(1, _ROWS // b)
+        for begin in range(0, rank, block):
+            # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
+            rows = basis[:, :, begin : begin + block].mT @ self.covariance.reshape(groups, a, -1)
+            gram[:, begin * b : (begin + block) * b] = project(rows.reshape(groups, -1, a * b), basis)
+        # P has orthonormal rows, so the ridge is the same as on the whole covariance.
+        gram.diagonal(dim1=1, dim2=2).add_(self.ridge[:, 0].to(dtype))
+        return gram
 
 
 def fold(problem: Problem, combined: int) -> Folded:
     """Split the columns of a problem in canonical form.
 
-    :param problem: kernel [G, T, S, *kernel] with a covariance.
+    :param problem: kernel [G, T, S, *kernel], norm without a gradient.
     :param combined: how many of the axes S, *kernel are combined; the others are kept.
     :return: the folded problem.
     """
-    kernel, covariance = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined), problem.norm.covariance
+    kernel = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined)
+    matrix, covariance = kernel.flatten(2), problem.norm.covariance
     if covariance is None:
-        msg = "A covariance is needed; the plain norm has closed forms."
-        raise ValueError(msg)
-    groups, _, a, b = kernel.shape
+        energy = matrix.double().square().sum(dim=(1, 2))
+        return Folded(kernel, None, energy.new_zeros(len(kernel), 1, 1), matrix, None, energy)
+    info = torch.finfo(kernel.dtype)
     covariance = covariance.to(kernel)
     mean = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    ridge = (_RIDGE * torch.finfo(kernel.dtype).eps * mean).clamp_min(torch.finfo(kernel.dtype).tiny)
-    matrix = kernel.flatten(2)
-    weighted = torch.baddbmm(ridge * matrix, matrix, covariance)
+    ridge = (_RIDGE * info.eps * mean).clamp_min(info.tiny)
+    return complete(kernel, covariance, ridge, torch.baddbmm(ridge * matrix, matrix, covariance))
+
+
+def complete(kernel: Tensor, covariance: Tensor, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None) -> Folded:
+    """The folded problem with its mean block and, unless it is given, its energy worked out."""
+    groups, _, a, b = kernel.shape
     blocks = covariance.reshape(groups, a, b, a, b).diagonal(dim1=2, dim2=4)
     mean_block = blocks.mean(dim=3) + ridge * torch.eye(a, dtype=kernel.dtype, device=kernel.device)
-    energy = (weighted * matrix).sum(dim=2).double().sum(dim=1)
+    if energy is None:
+        energy = (weighted * kernel.flatten(2)).sum(dim=2).double().sum(dim=1)
     return Folded(kernel, covariance, ridge, weighted, mean_block, energy)
 
 
@@ -146,7 +175,7 @@ def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
         values, vectors = torch.linalg.eigh(whitened.mT @ whitened)
         left, explained = vectors[:, :, -rank_out:].flip(2), values[:, -rank_out:].sum(dim=1)
         whitened = whitened @ left
-    core = torch.linalg.solve_triangular(lower.mT, whitened, upper=True).mT
+    core = (whitened if lower is None else torch.linalg.solve_triangular(lower.mT, whitened, upper=True)).mT
     return Blocks(
         basis,
         None if left is None else left.to(basis),
@@ -155,24 +184,18 @@ def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
     )
 
 
-def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`C^\top`, float64 [G, R*B, T], and the Cholesky factor L, float64 [G, R*B, R*B]."""
-    groups, _, a, b = folded.kernel.shape
-    rank = basis.shape[2]
-    # float64 from here: the factor of a covariance with a condition of 1e7 and more.
-    gram = torch.empty(groups, rank * b, rank * b, dtype=torch.float64, device=basis.device)
-    block = max(1, _ROWS // b)
-    for begin in range(0, rank, block):
-        # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
-        rows = basis[:, :, begin : begin + block].mT @ folded.covariance.reshape(groups, a, -1)
-        gram[:, begin * b : (begin + block) * b] = project(rows.reshape(groups, -1, a * b), basis)
-    # P has orthonormal rows, so the ridge is the same as on the whole covariance.
-    gram.diagonal(dim1=1, dim2=2).add_(folded.ridge[:, 0].double())
+def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor | None]:
+    r""":math:`C^\top`, float64 [G, R*B, T], and the Cholesky factor L, float64 [G, R*B, R*B]; None for the identity."""
+    seen = project(folded.weighted, basis).mT.double()
+    if folded.covariance is None:
+        return seen, None
+    # float64: the factor of a covariance with a condition of 1e7 and more.
+    gram = folded.gram(basis, torch.float64)
     lower, info = torch.linalg.cholesky_ex(gram)
     if info.any():
         lower = cholesky(gram)
     del gram
-    return torch.linalg.solve_triangular(lower, project(folded.weighted, basis).mT.double(), upper=False), lower
+    return torch.linalg.solve_triangular(lower, seen, upper=False), lower
 
 
 def project(rows: Tensor, basis: Tensor) -> Tensor:
@@ -215,7 +238,8 @@ class TwoBlock:
 
     def step(self, state: Blocks) -> Blocks:
         """Lower the error over U, then solve for X."""
-        return regress(self.folded, improve_basis(self.folded, state, self.cg_steps, self.relaxation), self.rank_out)
+        basis = improve_basis(self.folded, state, self.cg_steps, self.relaxation)
+        return regress(self.folded, torch.linalg.qr(basis).Q, self.rank_out)
 
     def error(self, state: Blocks) -> Tensor:
         """The squared error, a scalar."""
@@ -232,7 +256,7 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
     :param state: where to start.
     :param steps: number of steps.
     :param relaxation: see :class:`TwoBlock`.
-    :return: [G, A, R], orthonormal columns.
+    :return: [G, A, R], no longer orthonormal.
     """
     groups, _, a, b = folded.kernel.shape
     by_rank = state.core.transpose(2, 3).flatten(1, 2)  # [G, Q*B, R]
@@ -246,10 +270,12 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
         return contract(folded.apply(rows))
 
     inner = cholesky(by_rank.mT @ by_rank)
-    outer = cholesky(folded.mean_block)
+    outer = None if folded.mean_block is None else cholesky(folded.mean_block)
 
     def precondition(residual: Tensor) -> Tensor:
-        return torch.cholesky_solve(torch.cholesky_solve(residual, outer).mT, inner).mT
+        if outer is not None:
+            residual = torch.cholesky_solve(residual, outer)
+        return torch.cholesky_solve(residual.mT, inner).mT
 
     improved = conjugate_gradient(apply, contract(target), state.basis, precondition, steps)
-    return torch.linalg.qr(torch.lerp(state.basis, improved, relaxation)).Q
+    return torch.lerp(state.basis, improved, relaxation)

@@ -1,0 +1,239 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The hybrid of Tucker-2 and the spatial SVD: channel mixings around a column and a row of taps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from lowrank_plugin.solvers.balance import balance
+from lowrank_plugin.solvers.canonical import canonical
+from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.driver import iterate
+from lowrank_plugin.solvers.linear_algebra import cholesky
+from lowrank_plugin.solvers.spatial_svd import takes
+from lowrank_plugin.solvers.two_block import (
+    Blocks,
+    Folded,
+    complete,
+    fold,
+    improve_basis,
+    nested_basis,
+    project,
+    regress,
+    whiten,
+)
+
+
+@dataclass(frozen=True)
+class Tucker2Spatial:
+    r"""1x1 into R_S channels, kh x 1 into R, 1 x kw into R_T, 1x1 out of them; rank (R_T, R_S, R).
+
+    All four stages are fitted in the norm: the last two jointly by reduced-rank regression, the first two by
+    conjugate gradients in turn (:mod:`lowrank_plugin.solvers.two_block`); the error never rises. It starts from the
+    leading input combinations of Tucker-2 and the spatial SVD of what they see. A mode whose rank is full gets no 1x1
+    convolution. It takes kernels with two spatial axes of more than one tap.
+
+    >>> problem = Problem(torch.ones(1, 6, 4, 3, 3))
+    >>> [stage.kernel_size for stage in Tucker2Spatial().structure(problem.shape, (2, 2, 3))]
+    [(1, 1), (3, 1), (1, 3), (1, 1)]
+    >>> round(Tucker2Spatial().fit(problem, (1, 1, 1)).statistics["relative_error"], 4)
+    0.0
+
+    :param max_steps: the most sweeps.
+    :param rtol: relative decrease of the squared error below which the iteration ends.
+    :param cg_steps: conjugate-gradient steps a block and sweep.
+    :param relaxation: over-relaxation of the updates of the first two stages, from 1 to below 2.
+    :param curve_points: about how many ranks of each kind are on the curve.
+    """
+
+    max_steps: int = 6
+    rtol: float = 3e-3
+    cg_steps: int = 3
+    relaxation: float = 1.6
+    curve_points: int = 6
+
+    def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
+        """See :meth:`lowrank_hooks.Decomposer.structure`."""
+        rank_out, rank_in, middle = _lower(shape, rank)
+        high, wide = shape.kernel_size
+        stages = [StageShape(middle, rank_in, (high, 1)), StageShape(rank_out, middle, (1, wide))]
+        if rank_in < shape.in_channels:
+            stages.insert(0, StageShape(rank_in, shape.in_channels, (1, 1)))
+        if rank_out < shape.out_channels:
+            stages.append(StageShape(shape.out_channels, rank_out, (1, 1)))
+        return tuple(stages)
+
+    def curve(self, problem: Problem) -> Sequence[Point]:
+        """Errors of a fit's starting point at a grid of free ranks, hence upper bounds.
+
+        See :meth:`lowrank_hooks.Decomposer.curve`.
+        """
+        check_dtype(problem)
+        if not takes(problem.shape) or not is_finite(problem):
+            return []
+        folded = fold(canonical(problem).problem, 1)
+        basis = nested_basis(folded.kernel, folded.mean_block)
+        total = float(folded.energy.sum())
+        multiple, shape = problem.rank_multiple, problem.shape
+        points = []
+        for rank_in in rank_grid(shape.in_channels, multiple, self.curve_points):
+            reduced = _see_through(folded, basis[:, :, :rank_in], shape.kernel_size)
+            whitened, _ = whiten(reduced, nested_basis(reduced.kernel, reduced.mean_block))
+            largest = min(rank_in * shape.kernel_size[0], shape.out_channels * shape.kernel_size[1])
+            for middle in rank_grid(largest, multiple, self.curve_points):
+                rows = whitened[:, : middle * shape.kernel_size[1]]
+                explained = torch.linalg.eigvalsh(rows.mT @ rows).clamp_min(0).flip(1).cumsum(1)
+                tails = (folded.energy[:, None] - explained).clamp_min(0).sum(dim=0)
+                for rank_out in rank_grid(shape.out_channels, multiple, self.curve_points):
+                    rank = (rank_out, rank_in, middle)
+                    if _lower(shape, rank) == rank:
+                        tail = float(tails[min(rank_out, len(tails)) - 1])
+                        points.append(Point(rank, (tail / total) ** 0.5 if total > 0 else 0.0))
+        return points
+
+    def fit(self, problem: Problem, rank: Rank) -> Solution:
+        """See :meth:`lowrank_hooks.Decomposer.fit`."""
+        started = time.perf_counter()
+        check_dtype(problem)
+        rank_out, rank_in, middle = _lower(problem.shape, rank)
+        if not is_finite(problem):
+            return non_finite(started)
+        reduction = canonical(problem)
+        folded = fold(reduction.problem, 1)
+        algorithm = _Hybrid(
+            folded, problem.shape.kernel_size, rank_in, middle, rank_out, self.cg_steps, self.relaxation
+        )
+        outcome = iterate(algorithm, self.max_steps, self.rtol)
+        energy = float(folded.energy.sum())
+        errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
+        chain = _chain(outcome.state, problem.shape, rank_in, rank_out)
+        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
+        return record(problem, balance(reduction.restore(chain)), outcome.status, started, peak, errors)
+
+    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
+        """The most extra memory a fit takes, beyond the problem itself.
+
+        :param shape: the kernel's sizes.
+        :param rank: the rank of the fit.
+        :param norm: ``Norm.name``.
+        :param itemsize: bytes of one entry of the kernel.
+        :return: bytes.
+        """
+        return 0
+
+
+@dataclass(frozen=True)
+class _State:
+    """All four stages.
+
+    :param first: U_S, orthonormal [G, S, R_S].
+    :param rest: the other stages, ``basis`` [G, R_S*kh, R], ``core`` [G, R_T, R, kw] and ``left`` [G, T, R_T].
+    """
+
+    first: Tensor
+    rest: Blocks
+
+
+@dataclass(frozen=True)
+class _Hybrid:
+    """The alternation, for :func:`lowrank_plugin.solvers.driver.iterate`.
+
+    :param folded: channels combined, taps kept.
+    :param taps: (kh, kw).
+    """
+
+    folded: Folded
+    taps: tuple[int, ...]
+    rank_in: int
+    middle: int
+    rank_out: int
+    cg_steps: int
+    relaxation: float
+
+    def init(self) -> _State:
+        first = nested_basis(self.folded.kernel, self.folded.mean_block)[:, :, : self.rank_in]
+        reduced = _see_through(self.folded, first, self.taps)
+        basis = nested_basis(reduced.kernel, reduced.mean_block)[:, :, : self.middle]
+        return _State(first, regress(reduced, basis, self.rank_out))
+
+    def step(self, state: _State) -> _State:
+        first, vertical = self._improve_first(state)
+        reduced = _see_through(self.folded, first, self.taps)
+        rest = regress(reduced, torch.linalg.qr(vertical).Q, self.rank_out)
+        vertical = improve_basis(reduced, rest, self.cg_steps, self.relaxation)
+        return _State(first, regress(reduced, torch.linalg.qr(vertical).Q, self.rank_out))
+
+    def error(self, state: _State) -> Tensor:
+        return state.rest.error.sum()
+
+    def _improve_first(self, state: _State) -> tuple[Tensor, Tensor]:
+        """A better U_S with all else given, and the vertical stage for its orthonormal form."""
+        rest, rank_in = state.rest, state.first.shape[2]
+        if rank_in == state.first.shape[1]:
+            return state.first, rest.basis
+        vertical = rest.basis.unflatten(1, (rank_in, -1))
+        core = torch.einsum("gpir,gqrj->gqpij", vertical, rest.core).flatten(3)
+        whole = Blocks(state.first, rest.left, core, rest.error)
+        raw = improve_basis(self.folded, whole, self.cg_steps, self.relaxation)
+        first, mixing = torch.linalg.qr(raw)
+        return first, torch.einsum("gop,gpir->goir", mixing, vertical).flatten(1, 2)
+
+
+def _see_through(folded: Folded, first: Tensor, taps: tuple[int, ...]) -> Folded:
+    """The problem left for the inner stages once U_S is given: vertical taps combined, horizontal ones kept."""
+    groups, outputs, a, b = folded.kernel.shape
+    rank = first.shape[2]
+    whole = rank == a
+    weighted = folded.weighted if whole else project(folded.weighted, first)
+    if whole:
+        # U_S is then the identity in :func:`_chain`, so the basis must not be rotated here.
+        kernel, covariance = folded.kernel, folded.covariance
+    elif folded.covariance is None:
+        kernel, covariance = weighted, None
+    else:
+        covariance = folded.gram(first, folded.kernel.dtype)
+        kernel = torch.cholesky_solve(weighted.mT.double(), cholesky(covariance.double())).mT.to(weighted)
+    kernel = kernel.reshape(groups, outputs, rank * taps[0], taps[1])
+    if covariance is None:
+        return Folded(kernel, None, folded.ridge, weighted, None, folded.energy)
+    # The Gram holds the ridge already.
+    ridge = folded.ridge if whole else torch.zeros_like(folded.ridge)
+    return complete(kernel, covariance, ridge, weighted, folded.energy)
+
+
+def _lower(shape: KernelShape, rank: Rank) -> tuple[int, int, int]:
+    check_rank(rank, 3, "tucker2_spatial")
+    if not takes(shape):
+        msg = f"tucker2_spatial needs two spatial axes of more than one tap each, not {shape.kernel_size}; use svd."
+        raise ValueError(msg)
+    high, wide = shape.kernel_size
+    rank_out, rank_in, middle = (int(entry) for entry in rank)
+    rank_in, rank_out = min(rank_in, shape.in_channels), min(rank_out, shape.out_channels)
+    while True:
+        inner = min(middle, rank_in * high, rank_out * wide)
+        bounded = (min(rank_out, inner * wide), min(rank_in, inner * high), inner)
+        if bounded == (rank_out, rank_in, middle):
+            return bounded
+        rank_out, rank_in, middle = bounded
+
+
+def _chain(state: _State, shape: KernelShape, rank_in: int, rank_out: int) -> Factorization:
+    first, rest = state.first, state.rest
+    vertical = rest.basis.mT.unflatten(2, (rank_in, -1)).unsqueeze(-1)
+    stages = [Stage(vertical), Stage(rest.core.unsqueeze(3))]
+    if rank_in < shape.in_channels:
+        stages.insert(0, Stage(first.mT[..., None, None]))
+    if rank_out < shape.out_channels:
+        left = rest.left
+        if left is None:
+            left = torch.eye(rest.core.shape[1], dtype=first.dtype, device=first.device).expand(len(first), -1, -1)
+        stages.append(Stage(left[..., None, None]))
+    return Factorization(tuple(stages))
