@@ -101,7 +101,8 @@ class SpatialSvd:
             return _chain(problem, basis, core), Status.CONVERGED, []
         folded = fold(problem, 2)
         start = nested_basis(kernel, folded.mean_block)[:, :, :rank]
-        outcome = iterate(TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation), self.max_steps, self.rtol)
+        algorithm = TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation)
+        outcome = iterate(algorithm, self.max_steps, self.rtol)
         energy = float(folded.energy.sum())
         errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
         return _chain(problem, outcome.state.basis, outcome.state.core), outcome.status, errors

@@ -128,7 +128,8 @@ class Tucker2:
         else:
             folded = fold(problem, 1)
             start = nested_basis(folded.kernel, folded.mean_block)[:, :, :rank_in]
-            outcome = iterate(TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation), self.max_steps, self.rtol)
+            algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
+            outcome = iterate(algorithm, self.max_steps, self.rtol)
             basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
             energy = float(folded.energy.sum())
             errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]

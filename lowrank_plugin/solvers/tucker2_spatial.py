@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape
 from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.canonical import canonical
 from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
@@ -108,9 +108,8 @@ class Tucker2Spatial:
             return non_finite(started)
         reduction = canonical(problem)
         folded = fold(reduction.problem, 1)
-        algorithm = _Hybrid(
-            folded, problem.shape.kernel_size, rank_in, middle, rank_out, self.cg_steps, self.relaxation
-        )
+        ranks = (rank_in, middle, rank_out)
+        algorithm = _Hybrid(folded, problem.shape.kernel_size, *ranks, self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
         energy = float(folded.energy.sum())
         errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
@@ -189,7 +188,7 @@ class _Hybrid:
 
 def _see_through(folded: Folded, first: Tensor, taps: tuple[int, ...]) -> Folded:
     """The problem left for the inner stages once U_S is given: vertical taps combined, horizontal ones kept."""
-    groups, outputs, a, b = folded.kernel.shape
+    groups, outputs, a, _ = folded.kernel.shape
     rank = first.shape[2]
     whole = rank == a
     weighted = folded.weighted if whole else project(folded.weighted, first)

@@ -105,7 +105,9 @@ def fold(problem: Problem, combined: int) -> Folded:
     return complete(kernel, covariance, ridge, torch.baddbmm(ridge * matrix, matrix, covariance))
 
 
-def complete(kernel: Tensor, covariance: Tensor, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None) -> Folded:
+def complete(
+    kernel: Tensor, covariance: Tensor, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None
+) -> Folded:
     """The folded problem with its mean block and, unless it is given, its energy worked out."""
     groups, _, a, b = kernel.shape
     blocks = covariance.reshape(groups, a, b, a, b).diagonal(dim1=2, dim2=4)
