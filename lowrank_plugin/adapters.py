@@ -45,7 +45,7 @@ class ConvAdapter:
         axes = len(module.kernel_size)
         if inputs.dim() == axes + 1:
             inputs = inputs.unsqueeze(0)
-        # torch keeps this tuple, ordered as F.pad wants it, for every padding mode and for "same", whose two sides differ
+        # torch keeps this tuple, ordered as F.pad wants it, for every padding mode and also for "same"
         padding = module._reversed_padding_repeated_twice
         if any(padding):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

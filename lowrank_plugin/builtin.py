@@ -15,11 +15,13 @@ from lowrank_plugin.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
 @hookimpl
 def lowrank_decomposers() -> Iterator[DecomposerRecord]:
     """The built-in decomposers."""
+    from lowrank_plugin.solvers.spatial_svd import SpatialSvd
     from lowrank_plugin.solvers.svd import Svd
     from lowrank_plugin.solvers.tucker2 import Tucker2
 
     convolutions = frozenset({1, 2, 3})
     yield DecomposerRecord("svd", Svd(), "kxk then 1x1; for a linear layer the plain pair")
+    yield DecomposerRecord("spatial_svd", SpatialSvd(), "kx1 then 1xk", frozenset({2}))
     yield DecomposerRecord("tucker2", Tucker2(), "1x1, kxk, 1x1", convolutions)
 
 

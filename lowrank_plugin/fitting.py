@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from lowrank_plugin.survey import Layer
 FLOAT64_WIDTH = 1152
 """Layers whose covariance is at most this wide are solved in float64: it costs little there and a float32 product
 loses half of the digits of a small error. Wider ones are solved in float32, where memory and time double otherwise."""
+
+DAMPING = 0.01
+"""Multiple of the mean eigenvalue added to the second moments of gradients."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,11 @@ def shrinkage(covariance: Tensor, count: int) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, torch.ones_like(trace)).clamp(0, 1)
 
 
-def make_norm(moments: Moments | None, like: Tensor) -> Norm:
+def make_norm(moments: Moments | None, gradient: Tensor | None, like: Tensor) -> Norm:
     """The norm of a layer from its moments: the centred covariance, shrunk as far as it is uncertain.
 
     :param moments: the moments; None gives the Frobenius norm.
+    :param gradient: second moments of the layer's output gradients [G, T, T], for the two-sided norm; or None.
     :param like: a tensor whose dtype and device the covariance takes.
     """
     if moments is None:
@@ -76,23 +80,37 @@ def make_norm(moments: Moments | None, like: Tensor) -> Norm:
     mean = diagonal.mean(dim=-1, keepdim=True)
     covariance = covariance * (1 - weight.unsqueeze(-1))
     covariance.diagonal(dim1=-2, dim2=-1).add_(weight * mean)
-    return Norm(covariance.to(like))
+    return Norm(covariance.to(like), None if gradient is None else damped(gradient).to(like))
 
 
-def make_problem(layer: Layer, module: nn.Module, moments: Moments | None, settings: Settings) -> Problem:
+def damped(gradient: Tensor) -> Tensor:
+    """Second moments of gradients from few samples, kept away from singular.
+
+    >>> damped(torch.diag(torch.tensor([1.0, 0.0]))[None])[0].diagonal()
+    tensor([1.0050, 0.0050])
+
+    :param gradient: [G, T, T].
+    """
+    mean = gradient.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    return gradient + DAMPING * mean[:, None, None] * torch.eye(gradient.shape[-1]).to(gradient)
+
+
+def make_problem(
+    layer: Layer, module: nn.Module, moments: Moments | None, gradient: Tensor | None, settings: Settings
+) -> Problem:
     """Ask for a layer's kernel to be approximated.
 
     :param layer: the layer.
     :param module: its module.
     :param moments: the moments of its input; None for the Frobenius norm.
+    :param gradient: second moments of its output gradients, for the two-sided norm; or None.
     :param settings: for the device, the seed, the rank multiple and the slack.
     """
     kernel = layer.adapter.kernel(module)
-    wide = layer.shape.in_channels * layer.shape.taps > FLOAT64_WIDTH
-    kernel = kernel.to(
-        settings.device or kernel.device, torch.float32 if wide and kernel.dtype != torch.float64 else torch.float64
-    )
-    return Problem(kernel, make_norm(moments, kernel), settings.seed, settings.rank_multiple, settings.slack)
+    narrow = layer.shape.in_channels * layer.shape.taps <= FLOAT64_WIDTH
+    dtype = torch.float64 if narrow or kernel.dtype == torch.float64 else torch.float32
+    kernel = kernel.to(settings.device or kernel.device, dtype)
+    return Problem(kernel, make_norm(moments, gradient, kernel), settings.seed, settings.rank_multiple, settings.slack)
 
 
 def fit(problem: Problem, decomposer: Decomposer, rank: Rank, bias: Tensor | None, moments: Moments | None) -> Fitted:
@@ -109,19 +127,19 @@ def fit(problem: Problem, decomposer: Decomposer, rank: Rank, bias: Tensor | Non
     """
     start = time.perf_counter()
     solution = decomposer.fit(problem, rank)
-    if solution.value is None:
-        return Fitted(None, bias, solution, float("nan"), time.perf_counter() - start)
-    if moments is None:
-        return Fitted(
-            solution.value, bias, solution, problem.relative_error(solution.value), time.perf_counter() - start
-        )
-    difference = problem.matrix - solution.value.to_kernel().to(problem.kernel).reshape_as(problem.matrix)
-    covariance = moments.covariance.to(problem.kernel)
-    error, energy = (Norm(covariance).squared(matrix).sum() for matrix in (difference, problem.matrix))
-    shift = (difference.double() @ moments.mean.to(difference.device).unsqueeze(-1)).flatten()
-    corrected = shift if bias is None else bias.detach().to(shift) + shift
-    output_error = float((error / energy).sqrt()) if energy > 0 else 0.0
-    return Fitted(solution.value, corrected, solution, output_error, time.perf_counter() - start)
+    chain = solution.value
+    if chain is None:
+        error = float("nan")
+    elif moments is None:
+        error = problem.relative_error(chain)
+    else:
+        # without the shrinkage that the solver worked with: this is the error that can be measured
+        measured = replace(problem, norm=Norm(moments.covariance.to(problem.kernel)))
+        error = measured.relative_error(chain)
+        difference = problem.matrix - chain.to_kernel().to(problem.kernel).reshape_as(problem.matrix)
+        shift = (difference.double() @ moments.mean.to(difference.device).unsqueeze(-1)).flatten()
+        bias = shift if bias is None else bias.detach().to(shift) + shift
+    return Fitted(chain, bias, solution, error, time.perf_counter() - start)
 
 
 def usable(fitted: Mapping[str, Fitted]) -> dict[str, Fitted]:

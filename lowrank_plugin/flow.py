@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_hooks import CostModelRecord, DecomposerRecord, Rank, StepEvent
+from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, StepEvent
 from lowrank_plugin import fitting, planning
 from lowrank_plugin.batches import Progress, no_progress, take_batches
 from lowrank_plugin.errors import BudgetError, CalibrationError, ConfigurationError, PlanError
+from lowrank_plugin.gradients import collect_gradients
 from lowrank_plugin.moments import Moments, collect
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.policies import cheapest_within
@@ -53,6 +54,8 @@ class Flow:
             raise CalibrationError(msg)
         self.survey = self._surveyed(self.batches[0] if example is None else example)
         self.moments: dict[str, Moments] = {}
+        self.gradients: dict[str, torch.Tensor] = {}
+        self._problems: dict[str, Problem] = {}
 
     def _surveyed(self, example: Any) -> Survey:
         found = survey(self.model, example, self.settings, manager().registered("layer adapter"))
@@ -91,15 +94,33 @@ class Flow:
         refusals = {**self.survey.refusals, name: reason}
         self.survey = Survey(kept, refusals, self.survey.macs, self.survey.parameters, self.survey.samples)
 
+    def weigh(self) -> dict[str, float]:
+        """What a squared relative error of 1 at each layer is expected to cost the model."""
+        if not self.batches or not self.survey.layers:
+            return {}
+        self.gradients = collect_gradients(
+            self.model, self.survey.layers, self.batches, seed=self.settings.seed, progress=self.progress
+        )
+        weights = {}
+        for name, gradient in self.gradients.items():
+            problem = self._problem(name)
+            mean = gradient.diagonal(dim1=-2, dim2=-1).mean(dim=-1).to(problem.kernel)
+            if self.norm == "covariance":
+                weights[name] = float((mean * problem.norm.squared(problem.matrix)).sum()) / 2
+            elif self.norm == "two-sided":
+                weights[name] = float(problem.energy) / 2
+        return weights
+
     def plan(self) -> dict[str, Any]:
         """Choose a decomposer and a rank for every layer."""
         self.collect(list(self.survey.layers))
+        weights = self.weigh() if self.settings.budget else {}
         unit, limit = _unit(self.settings)
         proposals = self._proposals(unit)
         dense = {name: of_layer[0] for name, of_layer in proposals.items()}
         hand = {name: of_layer[1] for name, of_layer in proposals.items() if self._hand(name) is not None}
         free = {name: of_layer for name, of_layer in proposals.items() if name not in hand}
-        chosen = {**hand, **self._allocate(free, hand, dense, limit)}
+        chosen = {**hand, **self._allocate(free, weights, hand, dense, limit)}
         choices = {name: (dense[name], chosen[name]) for name in proposals}
         return planning.make_plan(self.survey, self.settings, self.norm, choices)
 
@@ -120,9 +141,14 @@ class Flow:
             manager().hook.lowrank_step(event=StepEvent("propose", done, len(names), name))
         return found
 
-    def _problem(self, name: str) -> Any:
+    def _problem(self, name: str) -> Problem:
         layer = self.survey.layers[name]
-        return fitting.make_problem(layer, self.model.get_submodule(name), self.moments.get(name), self.settings)
+        if name not in self._problems:
+            gradient = self.gradients.get(name) if self.norm == "two-sided" else None
+            module = self.model.get_submodule(name)
+            moments = self.moments.get(name)
+            self._problems[name] = fitting.make_problem(layer, module, moments, gradient, self.settings)
+        return self._problems[name]
 
     def _hand(self, name: str) -> Rank | None:
         return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)
@@ -130,13 +156,14 @@ class Flow:
     def _allocate(
         self,
         free: Mapping[str, Sequence[Proposal]],
+        weights: Mapping[str, float],
         hand: Mapping[str, Proposal],
         dense: Mapping[str, Proposal],
         limit: float | None,
     ) -> dict[str, Proposal]:
         if limit is None:
             return {name: of_layer[0] for name, of_layer in free.items()}
-        choices = options(free)
+        choices = options(free, weights)
         if self.settings.budget is not None and "error" in self.settings.budget:
             indices: Mapping[str, int] = cheapest_within(choices, limit)
         else:
@@ -148,7 +175,7 @@ class Flow:
                 indices = policy.allocate(choices, rest)
             except BudgetError as error:
                 least = whole - sum(max(o.cost for o in each) - min(o.cost for o in each) for each in choices.values())
-                msg = f"The budget {self.settings.budget} cannot be met; about {least / whole:.3f} is the least here. {error}"
+                msg = f"The budget {self.settings.budget} cannot be met; the least here is {least / whole:.3f}. {error}"
                 raise BudgetError(msg) from error
         return {name: of_layer[indices[name]] for name, of_layer in free.items()}
 
@@ -191,6 +218,8 @@ class Flow:
         ranks = planning.chosen_ranks(plan, self.survey)
         if not self.moments:
             self.collect(list(ranks))
+            if self.norm == "two-sided":
+                self.weigh()
             ranks = {name: rank for name, rank in ranks.items() if name in self.survey.layers}
         fitted = self.fit(ranks)
         repairing = bool(fitted) and self.settings.repair == "moments" and bool(self.batches)
@@ -311,9 +340,6 @@ def _competitors(settings: Settings) -> list[DecomposerRecord]:
 
 def _norm(settings: Settings, data: Any) -> str:
     norm = settings.norm or ("frobenius" if data is None else "covariance")
-    if norm == "two-sided":
-        msg = 'The norm "two-sided" needs output gradients, which are not collected yet; use "covariance".'
-        raise ConfigurationError(msg)
     if norm != "frobenius" and data is None:
         msg = f'The norm "{norm}" needs calibration data; give batches, or use "frobenius".'
         raise ConfigurationError(msg)

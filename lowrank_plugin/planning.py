@@ -104,7 +104,7 @@ def chosen_ranks(plan: Mapping[str, Any], surveyed: Survey) -> dict[str, tuple[s
             )
             raise PlanError(msg)
         if not entry.get("rank"):
-            msg = f"The plan gives {name!r} the decomposer {entry['decomposer']!r} but no rank; add a list of whole numbers."
+            msg = f"The plan gives {name!r} the decomposer {entry['decomposer']!r} but no rank; add a list of integers."
             raise PlanError(msg)
         ranks[name] = (entry["decomposer"], tuple(entry["rank"]))
     return ranks

@@ -98,7 +98,7 @@ class Manager(pluggy.PluginManager):
                 if record.name in found:
                     msg = (
                         f"Two plugins offer a {kind} named {record.name!r}: {found[record.name].distribution} and "
-                        f"{distribution}. Uninstall one, or name one of them in the environment variable {DISABLE_VARIABLE}."
+                        f"{distribution}. Uninstall one, or name it in the environment variable {DISABLE_VARIABLE}."
                     )
                     raise PluginError(msg)
                 found[record.name] = Registered(record, distribution, version)

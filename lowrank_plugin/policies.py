@@ -15,7 +15,7 @@ Options = Mapping[str, Sequence[Option]]
 
 
 def lagrangian(options: Options, budget: float) -> dict[str, int]:
-    """Minimise the sum of squared relative errors: a multiple-choice knapsack on the layers' convex hulls.
+    """Minimise the sum of expected losses: a multiple-choice knapsack on the layers' convex hulls.
 
     Starting from everything dense, the step down some layer's hull that costs the least error per unit of cost saved
     is taken until the budget is met; what is then left over is spent on the best single changes. Every choice before
@@ -52,7 +52,7 @@ def lagrangian(options: Options, budget: float) -> dict[str, int]:
 
 
 def lower_hull(options: Sequence[Option]) -> list[int]:
-    """The vertices of the lower convex hull of (cost, squared error), from the dearest to the cheapest.
+    """The vertices of the lower convex hull of (cost, expected loss), from the dearest to the cheapest.
 
     >>> lower_hull([Option(10, 0.0), Option(9, 0.9), Option(5, 0.1), Option(5, 0.2), Option(2, 1.0)])
     [0, 2, 4]
@@ -122,14 +122,14 @@ def _largest(values: Sequence[float], accepts: Callable[[float], bool]) -> float
 
 
 def _spend_rest(options: Options, chosen: dict[str, int], rest: float) -> dict[str, int]:
-    """Take the change of one layer that lowers the error most per unit of cost and still fits, again and again."""
+    """Take the change of one layer that lowers the loss most per unit of cost and still fits, again and again."""
     chosen = dict(chosen)
     while True:
         best, gain = None, 0.0
         for name, of_layer in options.items():
             now = of_layer[chosen[name]]
             for index, option in enumerate(of_layer):
-                extra, saved = option.cost - now.cost, now.error**2 - option.error**2
+                extra, saved = option.cost - now.cost, now.loss - option.loss
                 if extra <= rest and saved > 0 and saved > gain * max(extra, 1e-12 * of_layer[0].cost):
                     best, gain = (name, index, extra), saved / max(extra, 1e-12 * of_layer[0].cost)
         if best is None:
@@ -140,8 +140,8 @@ def _spend_rest(options: Options, chosen: dict[str, int], rest: float) -> dict[s
 
 
 def _slope(options: Sequence[Option], here: int, there: int) -> float:
-    """Squared error added for each unit of cost saved."""
-    return (options[there].error ** 2 - options[here].error ** 2) / (options[here].cost - options[there].cost)
+    """Loss added for each unit of cost saved."""
+    return (options[there].loss - options[here].loss) / (options[here].cost - options[there].cost)
 
 
 def _total(options: Options, chosen: Mapping[str, int]) -> float:

@@ -37,11 +37,6 @@ class Proposal:
     macs: float
     parameters: float
 
-    @property
-    def option(self) -> Option:
-        """The choice as rank policies see it."""
-        return Option(self.cost, self.error)
-
 
 class Pricing:
     """What chains cost at one layer.
@@ -128,6 +123,13 @@ def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[Decomp
     raise ConfigurationError(msg)
 
 
-def options(proposals: Mapping[str, Sequence[Proposal]]) -> dict[str, list[Option]]:
-    """The choices of all layers as rank policies see them."""
-    return {name: [proposal.option for proposal in of_layer] for name, of_layer in proposals.items()}
+def options(proposals: Mapping[str, Sequence[Proposal]], weights: Mapping[str, float]) -> dict[str, list[Option]]:
+    """The choices of all layers as rank policies see them.
+
+    :param proposals: the choices by layer name.
+    :param weights: what a squared relative error of 1 at a layer costs the model; 1 where one is missing.
+    """
+    return {
+        name: [Option(proposal.cost, proposal.error, weights.get(name, 1.0)) for proposal in of_layer]
+        for name, of_layer in proposals.items()
+    }

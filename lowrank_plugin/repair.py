@@ -75,11 +75,8 @@ def match_moments(
 
     def observe(layer: Layer, statistics: ChannelStatistics, module: nn.Module, output: Tensor) -> None:
         view = layer.adapter.outputs(module, output.detach())
-        statistics.add(
-            view.reshape(-1, layer.shape.groups * layer.shape.out_channels).to(
-                torch.promote_types(view.dtype, torch.float32)
-            )
-        )
+        vectors = view.reshape(-1, layer.shape.groups * layer.shape.out_channels)
+        statistics.add(vectors if vectors.dtype == torch.float64 else vectors.float())
 
     def observing(layer: Layer) -> Any:
         return lambda module, args, output: observe(layer, wanted[layer.name], module, output)

@@ -24,9 +24,7 @@ _HOOKS = (
 )
 
 
-def make_chain(
-    layer: nn.Module, adapter: LayerAdapter, factorization: Factorization, bias: Tensor | None
-) -> nn.Sequential:
+def make_chain(layer: nn.Module, adapter: LayerAdapter, factorization: Factorization, bias: Tensor | None) -> nn.Module:
     """Build the chain that takes a layer's place: its dtype, device, train flag, requires_grad and hooks.
 
     :param layer: the layer; it is not changed.

@@ -71,7 +71,8 @@ def report(compressed: nn.Module) -> Report:
     """What was done to a model.
 
     >>> import torch, lowrank_plugin
-    >>> small = lowrank_plugin.decompose(nn.Sequential(nn.Linear(8, 8)), None, ranks={"0": 2}, example_input=torch.ones(1, 8))
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> small = lowrank_plugin.decompose(model, None, ranks={"0": 2}, example_input=torch.ones(1, 8))
     >>> report(small).to_dict()["layers"]["0"]["parameters"]
     [64, 32]
 

@@ -79,10 +79,18 @@ class Option:
 
     :param cost: what the layer costs with this choice.
     :param error: its relative error; 0 for keeping the layer dense.
+    :param weight: what a squared relative error of 1 at this layer is expected to cost the model, in nats; the same
+        for all options of a layer, and 1 where it is unknown.
     """
 
     cost: float
     error: float
+    weight: float = 1.0
+
+    @property
+    def loss(self) -> float:
+        """What the choice is expected to cost the model."""
+        return self.weight * self.error**2
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class RankPolicyRecord:
 class StepEvent:
     """Something the flow has just done, for progress displays and logs.
 
-    :param step: ``"survey"``, ``"collect"``, ``"propose"``, ``"fit"`` or ``"repair"``.
+    :param step: ``"survey"``, ``"collect"``, ``"weigh"``, ``"propose"``, ``"fit"`` or ``"repair"``.
     :param done: units finished, layers or batches.
     :param total: units in all; None where it is unknown.
     :param layer: the layer just finished, where the unit is a layer.

@@ -1,0 +1,41 @@
+# Every target sets up what it needs: only Python (3.10 or newer) and make are taken for granted.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint benchmarks clean
+
+help:
+	@echo "make demo        compress a small network with NNCF, compare it in OpenVINO (about 5 minutes after set-up)"
+	@echo "make test        lint, type-check and test everything (about 10 minutes after set-up)"
+	@echo "make benchmarks  all benchmarks, tables on the screen and JSON in benchmark-output/"
+	@echo "make clean       remove the environment and everything made here"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): PyTorch, NNCF, OpenVINO and this package (about 3 minutes, 7 GB)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[nncf,export,examples,dev]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: $(READY)
+	mkdir -p benchmark-output
+	$(BIN)/python examples/benchmarks/solvers.py --json benchmark-output/solvers.json
+	$(BIN)/python examples/benchmarks/accuracy.py --json benchmark-output/accuracy.json
+	$(BIN)/python examples/benchmarks/latency.py --json benchmark-output/latency.json
+
+clean:
+	rm -rf $(VENV) demo-output benchmark-output

@@ -1,0 +1,129 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How much the model's output depends on each layer's: second moments of output gradients, without labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from lowrank_hooks import StepEvent
+from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.survey import Layer
+
+logger = logging.getLogger("lowrank_plugin")
+
+SAMPLES = 64
+"""Samples that gradients are taken from; a layer's weight in the allocation settles within tens of samples."""
+
+
+def collect_gradients(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Any],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Tensor]:
+    r"""The Fisher information of each layer's output: E[g g'], g the gradient of the model's own log-likelihood.
+
+    Labels are drawn from the model's own softmax, so that the expectation is the curvature of the KL divergence
+    between the model and a perturbed one: a small error of covariance E in the layer's output costs about
+    ``tr(Gamma E) / 2`` nats, if errors at different positions are independent. An output that is no matrix of logits
+    is taken as Gaussian with the variance it has over the batch.
+
+    :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
+    :param layers: the layers by name.
+    :param batches: model inputs.
+    :param samples: how many samples are used.
+    :param seed: seed of the drawn labels.
+    :param progress: shows a bar.
+    :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
+        empty where the model's output cannot be differentiated.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, Tensor] = {}
+    handles = [model.get_submodule(name).register_forward_hook(_tap(layer, sums)) for name, layer in layers.items()]
+    chosen = _enough(batches, samples)
+    try:
+        with evaluating(model), torch.enable_grad():
+            shown = progress(chosen, description="Weighing layers", total=len(chosen))
+            for done, batch in enumerate(shown, start=1):
+                output = call(_Frozen(model), batch)
+                _log_likelihood(output, generator).backward()
+                manager().hook.lowrank_step(event=StepEvent("weigh", done, len(chosen)))
+    except RuntimeError as error:
+        logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    total = sum(batch_size(batch) for batch in chosen)
+    return {name: each / total for name, each in sums.items()}
+
+
+class _Frozen(nn.Module):
+    """The model with its parameters cut out of the graph, so that no gradient reaches them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        detached = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, detached, args, kwargs)
+
+
+def _tap(layer: Layer, sums: dict[str, Tensor]) -> Any:
+    def receive(module: nn.Module, gradient: Tensor) -> None:
+        vectors = layer.adapter.outputs(module, gradient)
+        vectors = vectors.reshape(-1, *vectors.shape[-2:]).movedim(1, 0).float()
+        gram = (vectors.mT @ vectors).double()
+        sums[layer.name] = sums[layer.name] + gram if layer.name in sums else gram
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        # a copy, because what follows may change it in place and a leaf must not be
+        output = output.clone()
+        output.register_hook(lambda gradient: receive(module, gradient))
+        return output
+
+    return hook
+
+
+def _log_likelihood(output: Any, generator: torch.Generator) -> Tensor:
+    """Of labels drawn from the model's own distribution, summed over the batch."""
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    terms = [_one(leaf.float(), generator) for leaf in leaves if leaf.requires_grad]
+    if not terms:
+        msg = "no floating-point output depends on its layers through autograd"
+        raise RuntimeError(msg)
+    return torch.stack(terms).sum()
+
+
+def _one(output: Tensor, generator: torch.Generator) -> Tensor:
+    if output.dim() == 2 and output.shape[1] > 1:
+        drawn = torch.multinomial(output.detach().softmax(dim=1).cpu(), 1, generator=generator)[:, 0]
+        return F.cross_entropy(output, drawn.to(output.device), reduction="sum")
+    noise = torch.randn(output.shape, generator=generator).to(output.device)
+    spread = output.detach().std(correction=0).clamp_min(torch.finfo(output.dtype).tiny)
+    return (noise * output).sum() / spread / max(1, output[0].numel() if output.dim() else 1) ** 0.5
+
+
+def _enough(batches: Sequence[Any], samples: int) -> list[Any]:
+    chosen: list[Any] = []
+    for batch in batches:
+        if sum(batch_size(each) for each in chosen) >= samples:
+            break
+        chosen.append(batch)
+    return chosen
