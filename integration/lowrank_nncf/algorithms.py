@@ -79,8 +79,8 @@ def _check_quantization(section: Mapping[str, Any], model: nn.Module, context: C
         raise ConfigurationError(msg)
     if type(model).forward is nn.Sequential.forward:
         msg = (
-            "NNCF 3 cannot quantize a model that is itself an nn.Sequential: it stores its quantizers as one more child, "
-            "which the nn.Sequential would call. Put it into a module of your own whose forward calls it."
+            "NNCF 3 cannot quantize a model that is itself an nn.Sequential: it stores the quantizers as one more "
+            "child, which the nn.Sequential would call. Put it into a module of your own whose forward calls it."
         )
         raise ConfigurationError(msg)
 

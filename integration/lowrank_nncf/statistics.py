@@ -12,7 +12,7 @@ from nncf.torch.function_hook.hook_storage import HookStorage
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
-from lowrank_plugin.report import Report
+from lowrank_plugin.reporting import Report
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One network in four versions, compressed through the NNCF config and measured in OpenVINO."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nncf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import lowrank_nncf
+from examples.common import measure
+from examples.common.table import Row
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network with its data.
+
+    :param name: for titles.
+    :param model: the network, in eval mode.
+    :param calibration: images that it is compressed with; their labels are not used.
+    :param validation: images and classes that its accuracy is measured on.
+    """
+
+    name: str
+    model: nn.Module
+    calibration: Dataset[tuple[Tensor, int]]
+    validation: Dataset[tuple[Tensor, int]] | None = None
+
+    @property
+    def sample(self) -> Tensor:
+        """One image with a batch dimension of 1."""
+        return self.calibration[0][0][None]
+
+
+def configs(sample: Tensor, budget: float, overflow_fix: str) -> dict[str, dict[str, Any]]:
+    """The configs of the three compressed versions.
+
+    :param sample: one image with a batch dimension of 1.
+    :param budget: the share of the MACs that may remain.
+    :param overflow_fix: as NNCF's option of the same name.
+    """
+    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}}
+    quantization = {"algorithm": "quantization", "overflow_fix": overflow_fix}
+    sections = {"int8": [quantization], "lowrank": [lowrank], "lowrank + int8": [lowrank, quantization]}
+    info = {"sample_size": list(sample.shape)}
+    return {name: {"input_info": info, "compression": listed} for name, listed in sections.items()}
+
+
+def measured(
+    task: Task,
+    folder: Path,
+    budget: float,
+    overflow_fix: str,
+    seconds: float = 12.0,
+    log: Callable[[str], None] = print,
+) -> list[Row]:
+    """Compress a network and measure the original and the three compressed versions.
+
+    :param task: the network and its data.
+    :param folder: where the OpenVINO files are left.
+    :param budget: the share of the MACs that may remain.
+    :param overflow_fix: as NNCF's option of the same name.
+    :param seconds: how long to measure latency, in all.
+    :param log: called with lines on the progress.
+    """
+    dataset = nncf.Dataset(DataLoader(task.calibration, batch_size=BATCH), lambda item: item[0])
+    models, sizes = {"original": task.model}, {"original": measure.size(task.model, task.sample)}
+    for name, config in configs(task.sample, budget, overflow_fix).items():
+        log(f"\n{name}: create_compressed_model with {json.dumps(config['compression'])}")
+        start = time.perf_counter()
+        controller, models[name] = lowrank_nncf.create_compressed_model(task.model, config, dataset)
+        log(f"{controller.statistics().to_str()}\n{name}: done in {time.perf_counter() - start:.1f} s")
+        # Quantizers do not change the layers, so a quantized version counts as what it was made from.
+        sizes[name] = sizes["original"] if name == "int8" else measure.size(models["lowrank"], task.sample)
+    return _rows(task, models, sizes, folder, seconds, log)
+
+
+def _rows(
+    task: Task,
+    models: dict[str, nn.Module],
+    sizes: dict[str, measure.Size],
+    folder: Path,
+    seconds: float,
+    log: Callable[[str], None],
+) -> list[Row]:
+    log("\nConverting to OpenVINO")
+    paths = {name: folder / f"{name.replace(' + ', '_')}.xml" for name in models}
+    files = {name: measure.save_openvino(model, task.sample, paths[name]) for name, model in models.items()}
+    networks = {name: measure.compile_openvino(path) for name, path in paths.items()}
+    log(f"Measuring latency for {seconds:.0f} s")
+    latencies = measure.latencies(networks, task.sample, seconds)
+    accuracies: dict[str, float | None] = dict.fromkeys(networks)
+    if task.validation is not None:
+        samples: Sequence[tuple[Tensor, int]] = [task.validation[index] for index in range(len(task.validation))]
+        log(f"Measuring accuracy on {len(samples)} images")
+        accuracies = {name: measure.accuracy(network, samples) for name, network in networks.items()}
+    return [
+        Row(name, sizes[name].parameters, sizes[name].macs, files[name], latencies[name], accuracies[name])
+        for name in models
+    ]
