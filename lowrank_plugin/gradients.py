@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lowrank_hooks import StepEvent
 from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
+from lowrank_plugin.errors import CalibrationError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer
 
@@ -61,7 +62,7 @@ def collect_gradients(
                 output = call(_Frozen(model), batch)
                 _log_likelihood(output, generator).backward()
                 manager().hook.lowrank_step(event=StepEvent("weigh", done, len(chosen)))
-    except RuntimeError as error:
+    except (RuntimeError, CalibrationError) as error:
         logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
         return {}
     finally:
@@ -91,6 +92,8 @@ def _tap(layer: Layer, sums: dict[str, Tensor]) -> Any:
         sums[layer.name] = sums[layer.name] + gram if layer.name in sums else gram
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         # a copy, because what follows may change it in place and a leaf must not be

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -123,12 +124,13 @@ def collect(
     :return: moments by layer name; a layer that was never called has none.
     :raises CalibrationError: where the model cannot take a batch.
     """
-    generator = torch.Generator().manual_seed(seed)
     samples = sum(batch_size(batch) for batch in batches)
     found: dict[str, Moments] = {}
     share = [0.0]
 
     def hook_for(layer: Layer) -> Any:
+        # a generator of its own, so that a layer's draw does not depend on which others are collected
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(layer.name.encode()))
         wanted = positions * layer.shape.in_channels * layer.shape.taps / max(1, len(layer.calls))
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,70 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The ``lowrank`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lowrank_plugin.plugins import KINDS, manager
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    :param arguments: what follows the command's name; those of the process where it is left out.
+    :return: the exit status: 1 where a plugin failed to load.
+    """
+    parser = argparse.ArgumentParser(prog="lowrank", description="Low-rank compression of PyTorch networks.")
+    commands = parser.add_subparsers(required=True)
+    plugins = commands.add_parser("plugins", help="list what is installed, built in or by third parties")
+    plugins.add_argument("--json", action="store_true", help="as a JSON value")
+    plugins.set_defaults(run=lambda parsed: _plugins(parsed.json))
+    parsed = parser.parse_args(arguments)
+    status: int = parsed.run(parsed)
+    return status
+
+
+def list_plugins() -> list[dict[str, Any]]:
+    """Everything that plugins offer.
+
+    >>> [row["name"] for row in list_plugins() if row["kind"] == "cost model"]
+    ['macs', 'parameters']
+
+    :return: a row for each record: kind, name, summary, distribution and version.
+    """
+    return [
+        {
+            "kind": kind,
+            "name": name,
+            "summary": entry.record.summary,
+            "distribution": entry.distribution,
+            "version": entry.version,
+        }
+        for kind in KINDS
+        for name, entry in manager().registered(kind).items()
+    ]
+
+
+def _plugins(as_json: bool) -> int:
+    rows, failures = list_plugins(), manager().failures
+    if as_json:
+        json.dump({"plugins": rows, "failures": failures}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        table = Table(*("Kind", "Name", "Summary", "Distribution", "Version"))
+        for row in rows:
+            table.add_row(*row.values())
+        console = Console()
+        console.print(table)
+        for failure in failures:
+            console.print(failure, style="red", markup=False)
+    return 1 if failures else 0

@@ -1,0 +1,323 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From a model to a compressed one: plans, budgets, bad input, and what the replacement keeps."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import lowrank_plugin
+from lowrank_plugin.errors import BudgetError, CalibrationError, ConfigurationError, LowRankError, PlanError
+
+HALF = {"budget": {"macs": 0.5}, "rank_multiple": 2}
+
+
+def macs(model: nn.Module) -> float:
+    return lowrank_plugin.report(model).to_dict()["model"]["macs"][1]
+
+
+def chains(model: nn.Module) -> list[str]:
+    layers = lowrank_plugin.report(model).to_dict()["layers"]
+    return [name for name, entry in layers.items() if entry["decomposer"] != "dense"]
+
+
+@pytest.mark.parametrize("unit", ["macs", "parameters"])
+@pytest.mark.parametrize("policy", ["lagrangian", "uniform"])
+def test_a_budget_is_met_and_counted_right(untouched, images, unit, policy):
+    small = lowrank_plugin.decompose(untouched, images, budget={unit: 0.6}, rank_multiple=1, policy=policy)
+    model = lowrank_plugin.report(small).to_dict()["model"]
+    weights = sum(parameter.numel() for name, parameter in small.named_parameters() if name.endswith("weight"))
+    before = sum(parameter.numel() for name, parameter in untouched.named_parameters() if name.endswith("weight"))
+    assert model[unit][1] <= 0.6 * model[unit][0] * (1 + 1e-2)
+    assert model["parameters"][1] == sum(parameter.numel() for parameter in small.parameters())
+    assert weights < before
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        small(images[0])
+    assert counter.get_total_flops() / 2 / len(images[0]) == macs(small)
+
+
+def test_more_budget_means_less_error(network, images):
+    x = torch.cat(images)
+    with torch.no_grad():
+        errors = [
+            float(
+                (lowrank_plugin.decompose(network, images, budget={"macs": r}, rank_multiple=1)(x) - network(x)).norm()
+            )
+            for r in (0.4, 0.7, 0.95)
+        ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_covariance_beats_frobenius_on_the_calibration_data(network, images):
+    x = torch.cat(images)
+
+    def error(**section):
+        small = lowrank_plugin.decompose(network, images, **{**HALF, **section, "repair": "none"})
+        with torch.no_grad():
+            return float((small(x) - network(x)).norm())
+
+    assert error() < 0.7 * error(norm="frobenius", policy="uniform")
+
+
+@pytest.mark.parametrize("norm", ["frobenius", "covariance", "two-sided"])
+def test_plan_is_json_and_apply_follows_an_edited_one(untouched, images, norm):
+    plan = lowrank_plugin.plan(untouched, images, norm=norm, **HALF)
+    assert json.loads(json.dumps(plan)) == plan
+    plan = json.loads(json.dumps(plan))
+    plan["layers"]["1.conv1"] = {"decomposer": "tucker2", "rank": [4, 6]}
+    plan["layers"]["1.conv2"] = {"decomposer": "dense"}
+    small = lowrank_plugin.apply(untouched, plan, images)
+    assert [tuple(stage.weight.shape[:2]) for stage in small[1].conv1] == [(6, 24), (4, 6), (24, 4)]
+    assert isinstance(small[1].conv2, nn.Conv2d)
+
+
+def test_apply_repeats_decompose_bit_for_bit(network, images):
+    plan = lowrank_plugin.plan(network, images, **HALF)
+    first = lowrank_plugin.decompose(network, images, **HALF).state_dict()
+    second = lowrank_plugin.apply(network, plan, images).state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_error_budget_bounds_every_layer(network, images):
+    plan = lowrank_plugin.plan(network, images, budget={"error": 0.2}, rank_multiple=1)
+    assert any(entry["decomposer"] != "dense" for entry in plan["layers"].values())
+    assert all(entry["error"] <= 0.2 for entry in plan["layers"].values())
+
+
+def test_ranks_by_hand_override_the_budget(network, images):
+    plan = lowrank_plugin.plan(network, images, ranks={"{re}conv1$": [4, 4]}, **HALF)
+    assert [plan["layers"][name]["rank"] for name in ("1.conv1", "3.conv1")] == [[4, 4], [4, 4]]
+    assert plan["model"]["macs"][1] <= 0.5 * plan["model"]["macs"][0]
+
+
+def test_without_data(network):
+    x = torch.ones(1, 3, 16, 16)
+    small = lowrank_plugin.decompose(network, None, ranks={"2": [16, 8]}, decomposers=["tucker2"], example_input=x)
+    assert chains(small) == ["2"]
+    assert lowrank_plugin.report(small).to_dict()["norm"] == "frobenius"
+
+
+def test_inplace_changes_the_model_itself(network, images):
+    expected = lowrank_plugin.decompose(network, images, **HALF)
+    same = lowrank_plugin.decompose(network, images, inplace=True, **HALF)
+    assert same is network
+    with torch.no_grad():
+        assert torch.equal(network(images[0]), expected(images[0]))
+
+
+def test_the_model_may_be_a_single_layer():
+    small = lowrank_plugin.decompose(nn.Linear(16, 16), [torch.randn(64, 16)], budget={"macs": 0.5}, rank_multiple=1)
+    assert isinstance(small, nn.Sequential)
+    assert isinstance(lowrank_plugin.to_dense(small), nn.Linear)
+
+
+def test_to_dense_computes_the_same(network, images):
+    small = lowrank_plugin.decompose(network, images, **HALF)
+    dense = lowrank_plugin.to_dense(small)
+    assert [type(module) for module in dense.modules()] == [type(module) for module in network.modules()]
+    with torch.no_grad():
+        torch.testing.assert_close(dense(images[0]), small(images[0]), rtol=1e-4, atol=1e-5)
+    first = chains(small)[0]
+    partly = lowrank_plugin.to_dense(small, first)
+    assert not isinstance(partly.get_submodule(first), nn.Sequential)
+    assert first not in chains(partly)
+    with pytest.raises(LowRankError, match="is not a chain of this model"):
+        lowrank_plugin.to_dense(small, "4")
+    with pytest.raises(LowRankError, match="carries no record"):
+        lowrank_plugin.to_dense(network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_replacement_keeps_dtype_flags_and_hooks(images, dtype):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)).to(dtype)
+    model[0].weight.requires_grad_(False)
+    model[1].train(False)
+    seen = []
+    handle = model[1].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    before = copy.deepcopy(model[0].state_dict())
+    data = [batch.to(dtype) for batch in images]
+    small = lowrank_plugin.decompose(
+        model, data, ranks={"1": 4, "0": 3}, decomposers=["svd"], repair="moments", inplace=True
+    )
+    assert all(parameter.dtype == dtype for parameter in small.parameters())
+    assert not any(parameter.requires_grad for parameter in small[0].parameters())
+    assert all(parameter.requires_grad for parameter in small[1].parameters())
+    assert small[0].training
+    assert not any(module.training for module in small[1].modules())
+    assert before.keys() == {"weight", "bias"}
+    seen.clear()
+    with torch.no_grad():
+        small(data[0])
+    assert len(seen) == 1
+    handle.remove()
+    with torch.no_grad():
+        small(data[0])
+    assert len(seen) == 1
+
+
+def test_rest_of_the_state_dict_is_preserved(network, images):
+    small = lowrank_plugin.decompose(network, images, ranks={"2": 8}, decomposers=["svd"])
+    before, after = network.state_dict(), small.state_dict()
+    assert {key for key in after if key not in before} == {"2.0.weight", "2.1.weight", "2.1.bias"}
+    assert all(torch.equal(before[key], after[key]) for key in after if key in before)
+
+
+def test_a_module_known_by_two_names_stays_one(images):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = self.first
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    small = lowrank_plugin.decompose(Tied(), images, ranks={"first": 2}, decomposers=["svd"])
+    assert small.first is small.second
+
+
+def test_moments_match_the_original(network, images):
+    small = lowrank_plugin.decompose(network, [torch.cat(images)], **HALF)
+    outputs = {}
+    for key, model in (("original", network), ("compressed", small)):
+        name = chains(small)[-1]
+        model.get_submodule(name).register_forward_hook(lambda m, a, out, key=key: outputs.setdefault(key, out))
+        with torch.no_grad():
+            model(torch.cat(images))
+    for statistic in (torch.mean, torch.std):
+        wanted, got = (statistic(out.movedim(1, 0).flatten(1), dim=1) for out in outputs.values())
+        torch.testing.assert_close(got, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_observers_see_every_step(network, images):
+    from lowrank_hooks import hookimpl
+    from lowrank_plugin.plugins import manager
+
+    events = []
+
+    class Observer:
+        @hookimpl
+        def lowrank_step(self, event):
+            events.append(event)
+
+    observer = Observer()
+    manager().register(observer)
+    try:
+        lowrank_plugin.decompose(network, images, **HALF)
+    finally:
+        manager().unregister(observer)
+    steps = list(dict.fromkeys(event.step for event in events))
+    assert steps == ["survey", "collect", "weigh", "propose", "fit", "repair"]
+    assert all(event.total is None or 1 <= event.done <= event.total for event in events)
+
+
+def test_what_a_model_reports(network, images):
+    text = lowrank_plugin.report(lowrank_plugin.decompose(network, images, **HALF)).to_str()
+    assert "1.conv1" in text
+    assert "whole model" in text
+    assert json.dumps(lowrank_plugin.report(lowrank_plugin.decompose(network, images, **HALF)).to_dict())
+
+
+BAD = [
+    pytest.param({"budgt": {"macs": 0.5}}, ConfigurationError, "Unknown key 'budgt'.*Did you mean 'budget'", id="typo"),
+    pytest.param({"budget": {"macs": 1.5}}, ConfigurationError, "1.5.*above 0 and at most 1", id="above 1"),
+    pytest.param({"budget": {"macs": 0}}, ConfigurationError, "above 0 and at most 1", id="zero"),
+    pytest.param({"budget": {"mac": 0.5}}, ConfigurationError, "cost model 'mac'.*Did you mean 'macs'", id="unit"),
+    pytest.param({}, ConfigurationError, "Nothing to do", id="nothing"),
+    pytest.param({**HALF, "decomposers": ["tuker2"]}, ConfigurationError, "Did you mean 'tucker2'", id="decomposer"),
+    pytest.param({**HALF, "policy": "best"}, ConfigurationError, "Unknown rank policy 'best'", id="policy"),
+    pytest.param({**HALF, "norm": "L2"}, ConfigurationError, "'L2'.*covariance", id="norm"),
+    pytest.param({**HALF, "stability": {"slack": -1}}, ConfigurationError, "stability", id="slack"),
+    pytest.param({"budget": {"macs": 0.01}}, BudgetError, "cannot be met; the least here is", id="budget too small"),
+    pytest.param({"ranks": {"2": [1, 2, 3, 4]}}, ConfigurationError, "No decomposer takes rank", id="rank length"),
+    pytest.param({"ranks": {"2": 0}}, ConfigurationError, "whole number from 1", id="rank zero"),
+]
+
+
+@pytest.mark.parametrize(("section", "error", "message"), BAD)
+def test_bad_settings(untouched, images, section, error, message):
+    with pytest.raises(error, match=message):
+        lowrank_plugin.decompose(untouched, images, **section)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "calibration data is empty"),
+        ([torch.zeros(2, 3)], r"cannot take a calibration batch with tensors of shapes \[\(2, 3\)\]"),
+        (["text"], "Expected a batch to hold at least one torch.Tensor"),
+        (None, "Give calibration data or an example_input"),
+    ],
+    ids=["empty", "wrong shape", "no tensor", "nothing"],
+)
+def test_bad_data(untouched, batches, message):
+    with pytest.raises(CalibrationError, match=message):
+        lowrank_plugin.decompose(untouched, batches, **HALF)
+
+
+def test_norm_without_data(untouched):
+    with pytest.raises(ConfigurationError, match="needs calibration data"):
+        lowrank_plugin.decompose(untouched, None, example_input=torch.ones(1, 3, 16, 16), norm="covariance", **HALF)
+
+
+def test_batches_with_labels_and_samples(network, images):
+    labelled = [(batch, torch.zeros(len(batch))) for batch in images]
+    first = lowrank_plugin.plan(network, labelled, calibration={"samples": 12}, **HALF)
+    second = lowrank_plugin.plan(network, [images[0], images[1][:4]], **HALF)
+    assert first["layers"] == second["layers"]
+
+
+def test_nan_activations_keep_a_layer_dense(images, caplog):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    with torch.no_grad():
+        model[1].bias[0] = float("nan")
+    small = lowrank_plugin.decompose(model, images, budget={"macs": 0.9}, rank_multiple=1)
+    assert lowrank_plugin.report(small).to_dict()["skipped"] == {"2": "its inputs contain NaN or infinity"}
+    assert "Layer 2 stays dense" in caplog.text
+    with pytest.raises(PlanError, match="inputs contain NaN"):
+        lowrank_plugin.decompose(model, images, budget={"macs": 0.9}, rank_multiple=1, on_failure="raise")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda plan: plan["layers"].update(nowhere={"decomposer": "svd", "rank": [2]}), "no such layer"),
+        (lambda plan: plan["layers"].update({"2": {"decomposer": "svd"}}), "no rank"),
+        (lambda plan: plan["layers"].update({"2": {"decomposer": "svd", "rank": [-1]}}), "-1"),
+        (
+            lambda plan: plan["layers"].update({"2": {"decomposer": "svd", "rank": [1, 2]}}),
+            "cannot be factorised by 'svd'",
+        ),
+        (lambda plan: plan.update(format=99), "99"),
+        (lambda plan: plan.pop("norm"), "norm"),
+    ],
+    ids=["unknown layer", "no rank", "negative", "rank length", "format", "missing"],
+)
+def test_bad_plans(untouched, images, edit, message):
+    plan = lowrank_plugin.plan(untouched, images, **HALF)
+    edit(plan)
+    with pytest.raises(PlanError, match=message):
+        lowrank_plugin.apply(untouched, plan, images)
+
+
+def test_a_model_without_gradients_still_gets_a_plan(network, images, caplog):
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        @torch.no_grad()
+        def forward(self, x):
+            return self.inner(x)
+
+    plan = lowrank_plugin.plan(Detached(), images, **HALF)
+    assert "All layers count alike" in caplog.text
+    assert plan["model"]["macs"][1] <= 0.5 * plan["model"]["macs"][0]
