@@ -22,10 +22,12 @@ class Canonical:
     :param problem: kernel [G, T', S, *kernel] of unit size with T' <= T and T' <= S*K, norm without ``gradient``.
     :param restore: takes a chain that approximates the reduced kernel, its last stage ungrouped, to the chain that
         approximates the kernel asked for equally well.
+    :param scale: norms of the problem asked for are those of the reduced problem times this.
     """
 
     problem: Problem
     restore: Callable[[Factorization], Factorization]
+    scale: float
 
 
 def canonical(problem: Problem) -> Canonical:
@@ -70,7 +72,7 @@ def canonical(problem: Problem) -> Canonical:
             rows = rows + (blind @ _best_last(problem, chain)).reshape_as(rows)
         return Factorization((*first, Stage(rows.reshape(*rows.shape[:2], *last.weight.shape[2:]))))
 
-    return Canonical(replace(problem, kernel=kernel, norm=Norm(problem.norm.covariance)), restore)
+    return Canonical(replace(problem, kernel=kernel, norm=Norm(problem.norm.covariance)), restore, float(scale))
 
 
 def _roots(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from lowrank_hooks import Factorization, Problem, Rank, Solution, Status
 
@@ -71,7 +70,7 @@ def rank_grid(largest: int, multiple: int, points: int | None = None) -> list[in
     return sorted({*range(multiple, largest + 1, multiple), largest})
 
 
-def measured_error(problem: Problem, chain: Factorization, energy: Tensor | None = None) -> float:
+def measured_error(problem: Problem, chain: Factorization, energy: float | None = None) -> float:
     """The relative error of a chain, as :meth:`Problem.relative_error`, for one covariance product less.
 
     :param problem: the problem as it was asked.
@@ -92,6 +91,7 @@ def record(
     started: float,
     peak_bytes: int,
     errors: Sequence[float] = (),
+    energy: float | None = None,
 ) -> Solution:
     """The solution with the statistics that all decomposers share.
 
@@ -101,12 +101,13 @@ def record(
     :param started: ``time.perf_counter()`` at its beginning.
     :param peak_bytes: the stated peak extra memory.
     :param errors: relative errors of the iterates by the solver's account, the start first; empty for a closed form.
+    :param energy: squared norm of the kernel, where it is known.
     :return: the solution.
     """
     if not bool(torch.isfinite(torch.stack([stage.weight.abs().amax() for stage in chain.stages])).all()):
         return Solution(None, Status.NONFINITE_INPUT, {"seconds": time.perf_counter() - started})
     statistics = {
-        "relative_error": measured_error(problem, chain),
+        "relative_error": measured_error(problem, chain, energy),
         "errors": [float(error) for error in errors],
         "iterations": max(len(errors) - 1, 0),
         "peak_bytes": int(peak_bytes),

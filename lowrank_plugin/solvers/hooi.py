@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.two_block import project
+_MOMENTUM = 0.7
+"""Found on trained kernels: 0.7 to 1 converge fastest, from 1.5 on errors may rise."""
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,32 @@ class Subspaces:
     :param left: orthonormal [G, T, Q].
     :param basis: orthonormal [G, A, R].
     :param error: squared error of each group, float64 [G].
+    :param before: the basis one sweep earlier, if there was one.
     """
 
     left: Tensor
     basis: Tensor
     error: Tensor
+    before: Tensor | None
 
 
 @dataclass(frozen=True)
 class Hooi:
     """The iteration in the plain norm, for :func:`lowrank_plugin.solvers.driver.iterate`.
 
-    Differs from [1] in that each factor comes from the eigenvectors of a Gram matrix of its own mode size (T x T or
-    A x A), never from the singular value decomposition of the much longer unfolding.
+    Differs from [1] in two ways. Each factor comes from the eigenvectors of a Gram matrix of its own mode size (T x T
+    or A x A), never from the singular value decomposition of the much longer unfolding. And each sweep starts a little
+    beyond the last basis, in the direction of its last change, which takes about two thirds of the sweeps; one that
+    fails to lower the error is done again from the basis itself.
 
-    :param kernel: [G, T, A, B].
+    :param kernel: [G, T, B, A], the mode without a factor in the middle: then no product needs a transposed copy.
+    :param energy: squared norm of the kernel, float64 [G].
     :param start: U, orthonormal [G, A, R].
     :param rank_out: Q.
     """
 
     kernel: Tensor
+    energy: Tensor
     start: Tensor
     rank_out: int
 
@@ -52,23 +59,27 @@ class Hooi:
         return self._sweep(self.start)
 
     def step(self, state: Subspaces) -> Subspaces:
-        """Update both factors."""
-        return self._sweep(state.basis)
+        """Update both factors, from a point beyond the last update where that pays."""
+        basis, before = state.basis, state.before
+        if before is not None:
+            change = basis - before @ (before.mT @ basis)
+            ahead = self._sweep(torch.linalg.qr(basis + _MOMENTUM * change).Q, basis)
+            if bool(ahead.error.sum() <= state.error.sum()):
+                return ahead
+        return self._sweep(basis, basis)
 
     def error(self, state: Subspaces) -> Tensor:
         """The squared error, a scalar."""
         return state.error.sum()
 
-    def _sweep(self, basis: Tensor) -> Subspaces:
-        groups, _, a, b = self.kernel.shape
-        energy = self.kernel.double().square().sum(dim=(1, 2, 3))
-        seen = project(self.kernel.flatten(2), basis)
+    def _sweep(self, basis: Tensor, before: Tensor | None = None) -> Subspaces:
+        seen = (self.kernel.flatten(1, 2) @ basis).unflatten(1, self.kernel.shape[1:3]).flatten(2)  # [G, T, B*R]
         left = _leading(seen @ seen.mT, self.rank_out)
-        rows = (left.mT @ self.kernel.flatten(2)).reshape(groups, -1, a, b).transpose(1, 2).flatten(2)  # [G, A, Q*B]
-        gram = rows @ rows.mT
+        rows = (left.mT @ self.kernel.flatten(2)).reshape(len(left), -1, self.kernel.shape[3])  # [G, Q*B, A]
+        gram = rows.mT @ rows
         basis = _leading(gram, basis.shape[2])
         explained = ((gram @ basis) * basis).double().sum(dim=(1, 2))
-        return Subspaces(left, basis, (energy - explained).clamp_min(0))
+        return Subspaces(left, basis, (self.energy - explained).clamp_min(0), before)
 
 
 def _leading(gram: Tensor, rank: int) -> Tensor:

@@ -49,7 +49,7 @@ class SpatialSvd:
 
     max_steps: int = 6
     rtol: float = 3e-3
-    cg_steps: int = 3
+    cg_steps: int = 2
     relaxation: float = 1.6
 
     def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
@@ -78,9 +78,10 @@ class SpatialSvd:
         if not is_finite(problem):
             return non_finite(started)
         reduction = canonical(problem)
-        chain, status, errors = self._solve(reduction.problem, r)
+        chain, status, errors, energy = self._solve(reduction.problem, r)
+        energy = None if energy is None else energy * reduction.scale**2
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors)
+        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors, energy)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.
@@ -93,19 +94,19 @@ class SpatialSvd:
         """
         return 0
 
-    def _solve(self, problem: Problem, rank: int) -> tuple[Factorization, Status, list[float]]:
+    def _solve(self, problem: Problem, rank: int) -> tuple[Factorization, Status, list[float], float | None]:
+        """The chain, how it ended, the history of its error and the kernel's squared norm if that was needed."""
         kernel = problem.kernel.flatten(2, 3)
         if problem.norm.covariance is None:
             basis = nested_basis(kernel, None)[:, :, :rank]
             core = project(kernel.flatten(2), basis).unflatten(2, (rank, -1))
-            return _chain(problem, basis, core), Status.CONVERGED, []
+            return _chain(problem, basis, core), Status.CONVERGED, [], None
         folded = fold(problem, 2)
         start = nested_basis(kernel, folded.mean_block)[:, :, :rank]
         algorithm = TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
-        energy = float(folded.energy.sum())
-        errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
-        return _chain(problem, outcome.state.basis, outcome.state.core), outcome.status, errors
+        chain = _chain(problem, outcome.state.basis, outcome.state.core)
+        return chain, outcome.status, folded.history(outcome.errors), folded.norm_squared()
 
 
 def takes(shape: KernelShape) -> bool:

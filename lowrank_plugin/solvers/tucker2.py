@@ -47,15 +47,16 @@ class Tucker2:
     ('CONVERGED', 0.0)
 
     :param max_steps: the most sweeps.
-    :param rtol: relative decrease of the squared error below which the iteration ends.
+    :param rtol: relative decrease of the squared error below which the iteration ends; a twentieth of it in the plain
+        norm, and three times the sweeps, which are cheap there.
     :param cg_steps: conjugate-gradient steps a sweep (covariance norms only).
     :param relaxation: over-relaxation of each update of the input factor, from 1 to below 2 (covariance norms only).
     :param curve_points: about how many ranks of each mode are on the curve.
     """
 
     max_steps: int = 6
-    rtol: float = 3e-3
-    cg_steps: int = 3
+    rtol: float = 6e-3
+    cg_steps: int = 2
     relaxation: float = 1.6
     curve_points: int = 16
 
@@ -97,9 +98,10 @@ class Tucker2:
         if not is_finite(problem):
             return non_finite(started)
         reduction = canonical(problem)
-        chain, status, errors = self._solve(reduction.problem, problem.shape, *rank)
+        chain, status, errors, energy = self._solve(reduction.problem, problem.shape, *rank)
+        energy = None if energy is None else energy * reduction.scale**2
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors)
+        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors, energy)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.
@@ -114,43 +116,46 @@ class Tucker2:
 
     def _solve(
         self, problem: Problem, shape: KernelShape, rank_out: int, rank_in: int
-    ) -> tuple[Factorization, Status, list[float]]:
-        """Solve a canonical problem; ``shape`` is that of the kernel as it was given."""
+    ) -> tuple[Factorization, Status, list[float], float | None]:
+        """Solve a canonical problem; ``shape`` is that of the kernel as it was given.
+
+        :return: the chain, how it ended, the history of its error and the kernel's squared norm if that was needed.
+        """
         kernel = problem.kernel
         ones, taps = (1,) * len(shape.kernel_size), shape.kernel_size
         if rank_in >= shape.in_channels:
             if rank_out >= shape.out_channels:
-                return Factorization((Stage(kernel),)), Status.CONVERGED, []
+                return Factorization((Stage(kernel),)), Status.CONVERGED, [], None
             chain, deficient = project_outputs(problem, rank_out)
-            return chain, Status.RANK_DEFICIENT if deficient else Status.CONVERGED, []
+            return chain, Status.RANK_DEFICIENT if deficient else Status.CONVERGED, [], None
         if problem.norm.covariance is None:
-            basis, left, core, status, errors = self._plain(kernel.flatten(3), rank_out, rank_in)
+            basis, left, core, status, errors, squared = self._plain(kernel.flatten(3), rank_out, rank_in)
         else:
             folded = fold(problem, 1)
             start = nested_basis(folded.kernel, folded.mean_block)[:, :, :rank_in]
             algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
             outcome = iterate(algorithm, self.max_steps, self.rtol)
             basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
-            energy = float(folded.energy.sum())
-            errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
-            status = outcome.status
+            status, errors, squared = outcome.status, folded.history(outcome.errors), folded.norm_squared()
         stages = [Stage(basis.mT.reshape(basis.shape[0], rank_in, -1, *ones)), Stage(core.unflatten(3, taps))]
         if rank_out < shape.out_channels:
             if left is None:
                 left = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device).expand(len(kernel), -1, -1)
             stages.append(Stage(left.reshape(*left.shape, *ones)))
-        return Factorization(tuple(stages)), status, errors
+        return Factorization(tuple(stages)), status, errors, squared
 
     def _plain(
         self, kernel: Tensor, rank_out: int, rank_in: int
-    ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float]]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
         start = nested_basis(kernel, None)[:, :, :rank_in]
-        outcome = iterate(Hooi(kernel, start, rank_out), self.max_steps, self.rtol)
+        folded = kernel.transpose(2, 3).contiguous()
+        squared = folded.double().square().sum(dim=(1, 2, 3))
+        outcome = iterate(Hooi(folded, squared, start, rank_out), 3 * self.max_steps, self.rtol / 20)
         state = outcome.state
         core = (state.left.mT @ project(kernel.flatten(2), state.basis)).unflatten(2, (rank_in, -1))
-        energy = float(kernel.double().square().sum())
+        energy = float(squared.sum())
         errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
-        return state.basis, state.left, core, outcome.status, errors
+        return state.basis, state.left, core, outcome.status, errors, energy
 
 
 def lower(shape: KernelShape, rank: Rank) -> tuple[int, int]:

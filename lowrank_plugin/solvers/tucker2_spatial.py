@@ -56,7 +56,7 @@ class Tucker2Spatial:
 
     max_steps: int = 6
     rtol: float = 3e-3
-    cg_steps: int = 3
+    cg_steps: int = 2
     relaxation: float = 1.6
     curve_points: int = 6
 
@@ -111,11 +111,11 @@ class Tucker2Spatial:
         ranks = (rank_in, middle, rank_out)
         algorithm = _Hybrid(folded, problem.shape.kernel_size, *ranks, self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
-        energy = float(folded.energy.sum())
-        errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
+        energy = folded.norm_squared() * reduction.scale**2
         chain = _chain(outcome.state, problem.shape, rank_in, rank_out)
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, balance(reduction.restore(chain)), outcome.status, started, peak, errors)
+        errors = folded.history(outcome.errors)
+        return record(problem, balance(reduction.restore(chain)), outcome.status, started, peak, errors, energy)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.

@@ -21,6 +21,8 @@ NeurIPS 2025, arXiv:2511.04494.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +65,16 @@ class Folded:
         if self.covariance is None:
             return matrix
         return torch.baddbmm(self.ridge * matrix, matrix, self.covariance)
+
+    def history(self, errors: Sequence[float]) -> list[float]:
+        """Squared errors as relative errors."""
+        energy = float(self.energy.sum())
+        return [math.sqrt(error / energy) if energy > 0 else 0.0 for error in errors]
+
+    def norm_squared(self) -> float:
+        """The squared norm of W without the ridge."""
+        extra = self.ridge.double().flatten() * self.kernel.double().square().sum(dim=(1, 2, 3))
+        return float((self.energy - extra).sum())
 
     def gram(self, basis: Tensor, dtype: torch.dtype) -> Tensor:
         r"""The covariance with its ridge between the columns of :math:`P^\top`, block by block.
