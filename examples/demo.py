@@ -3,8 +3,8 @@
 
 """From an NNCF config to a smaller, faster int8 network, on real images and without a download.
 
-    python -m examples.demo                     # trains a small network on handwritten digits, then compresses it
-    python -m examples.demo --model torchvision:resnet18 --weights resnet18.pth \\
+    python examples/demo.py                     # trains a small network on handwritten digits, then compresses it
+    python examples/demo.py --model torchvision:resnet18 --weights resnet18.pth \\
         --calibration images/train --validation images/val --budget 0.5
 
 Prints one table of four versions of the network, all measured in OpenVINO, and writes it to the output folder as a
@@ -18,10 +18,9 @@ import time
 from pathlib import Path
 
 import torch
+from common import table
+from common.versions import Task, measured
 from torch.utils.data import Subset
-
-from examples.common import table
-from examples.common.versions import Task, measured
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _digits(options: argparse.Namespace) -> Task:
-    from examples.common import digits
+    from common import digits
 
     training, test = digits.datasets(options.seed)
     print(f"Training a residual network on {len(training)} handwritten digits; {len(test)} others are for the test.")
@@ -52,7 +51,7 @@ def _digits(options: argparse.Namespace) -> Task:
 
 
 def _own(options: argparse.Namespace) -> Task:
-    from examples.common.images import Images, load_model
+    from common.images import Images, load_model
 
     model = load_model(options.model, options.weights)
     calibration, validation = Images(options.calibration), Images(options.validation)
@@ -62,7 +61,7 @@ def _own(options: argparse.Namespace) -> Task:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python examples/demo.py", description=(__doc__ or "").splitlines()[0])
     own = parser.add_argument_group("a network and images of your own")
     own.add_argument("--model", metavar="torchvision:NAME", help="a model of torchvision, such as torchvision:resnet18")
     own.add_argument("--weights", type=Path, metavar="FILE", help="its weights, .safetensors or .pth")

@@ -3,7 +3,7 @@
 
 """OpenVINO latency of a ResNet-18 at 224x224, one image at a time: the original, int8, low-rank, and both.
 
-    python -m examples.benchmarks.latency --json latency.json
+    python examples/benchmarks/latency.py --json latency.json
 
 With ``--data``, a folder that holds ``imagenet/resnet18.safetensors`` and ``imagenet/calibration/``, real weights and
 images are used; otherwise random ones, on which time depends hardly at all but the ranks do.
@@ -12,17 +12,20 @@ images are used; otherwise random ones, on which time depends hardly at all but 
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch.utils.data import TensorDataset
 
-from examples.common import table
-from examples.common.images import Images, load_model
-from examples.common.versions import Task, measured
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common import table  # noqa: E402
+from common.images import Images, load_model  # noqa: E402
+from common.versions import Task, measured  # noqa: E402
+
 DATA = ROOT.parent / "shared" / "data"
 MODEL = "torchvision:resnet18"
 
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     :param arguments: of the command line; None takes those of the process.
     """
-    parser = argparse.ArgumentParser(prog="python -m examples.benchmarks.latency", description=(__doc__ or "").strip())
+    parser = argparse.ArgumentParser(prog="python examples/benchmarks/latency.py", description=(__doc__ or "").strip())
     parser.add_argument("--data", type=Path, help="folder with imagenet/resnet18.safetensors and imagenet/calibration")
     parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs that may remain (default: 0.5)")
     parser.add_argument("--seconds", type=float, default=40.0, help="time spent measuring (default: 40)")

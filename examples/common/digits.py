@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-SIZE = 16
+SIZE = 24
 
 
 class Block(nn.Module):
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """A residual network for 16x16 grey images and ten classes."""
+    """A residual network for 24x24 grey images and ten classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, 16, 16] to [B, 10]."""
+        """[B, 1, 24, 24] to [B, 10]."""
         return self.head(self.body(self.stem(x)).mean(dim=(2, 3)))
 
 
 def datasets(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
-    """The digits, enlarged to 16x16 and scaled to mean 0 and deviation 1: for training, and a third for the test."""
+    """The digits, enlarged to 24x24 and scaled to mean 0 and deviation 1: for training, and a third for the test."""
     digits = load_digits()
     images = functional.interpolate(torch.from_numpy(digits.images).float()[:, None], size=SIZE, mode="bilinear")
     images = (images - images.mean()) / images.std()
@@ -64,7 +64,7 @@ def datasets(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
 
 
-def train(data: TensorDataset, epochs: int = 8, seed: int = 0, log: Callable[[str], None] = print) -> DigitsNet:
+def train(data: TensorDataset, epochs: int = 6, seed: int = 0, log: Callable[[str], None] = print) -> DigitsNet:
     """Train the network from scratch.
 
     :param data: images and labels.
@@ -92,7 +92,7 @@ def train(data: TensorDataset, epochs: int = 8, seed: int = 0, log: Callable[[st
 
 
 def _shifted(images: Tensor) -> Tensor:
-    """Shift a batch by up to two pixels, so that the network cannot learn positions by heart."""
-    down, right = torch.randint(0, 5, (2,)).tolist()
-    padded = functional.pad(images, (2, 2, 2, 2), value=float(images.min()))
+    """Shift a batch by up to three pixels, so that the network cannot learn positions by heart."""
+    down, right = torch.randint(0, 7, (2,)).tolist()
+    padded = functional.pad(images, (3, 3, 3, 3), value=float(images.min()))
     return padded[:, :, down : down + SIZE, right : right + SIZE]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import nncf
+from common import measure
+from common.table import Row
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import lowrank_nncf
-from examples.common import measure
-from examples.common.table import Row
 
 BATCH = 16
 

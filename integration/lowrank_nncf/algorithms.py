@@ -15,7 +15,7 @@ from torch import nn
 
 import lowrank_plugin
 from lowrank_nncf import scopes
-from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
+from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import nncf_logging, progress
 from lowrank_nncf.schema import SCOPES
 from lowrank_nncf.statistics import QuantizationStatistics
@@ -96,16 +96,20 @@ def _apply_quantization(model: nn.Module, section: Mapping[str, Any], context: C
         else None
     )
     training = {name: module.training for name, module in model.named_modules()}
-    quantized = nncf.quantize(
-        model,
-        dataset,
-        preset=nncf.QuantizationPreset(section["preset"]) if "preset" in section else None,
-        target_device=nncf.TargetDevice(context.target_device),
-        subset_size=_subset_size(section, dataset),
-        model_type=nncf.ModelType(section["model_type"]) if "model_type" in section else None,
-        ignored_scope=_ignored_scope(model, section, context),
-        advanced_parameters=advanced,
-    )
+    try:
+        quantized = nncf.quantize(
+            model,
+            dataset,
+            preset=nncf.QuantizationPreset(section["preset"]) if "preset" in section else None,
+            target_device=nncf.TargetDevice(context.target_device),
+            subset_size=_subset_size(section, dataset),
+            model_type=nncf.ModelType(section["model_type"]) if "model_type" in section else None,
+            ignored_scope=_ignored_scope(model, section, context),
+            advanced_parameters=advanced,
+        )
+    except StopIteration as error:
+        msg = "The dataset is empty. A generator can be gone through only once; give a list or a DataLoader instead."
+        raise CalibrationError(msg) from error
     for name, module in quantized.named_modules():
         module.training = training.get(name, model.training)
     return quantized, QuantizationStatistics.of(quantized)

@@ -28,12 +28,12 @@ def create_compressed_model(
 
     The model given is never changed; without an error, a compressed copy of it is returned.
 
-    >>> import torch
-    >>> images = nncf.Dataset(torch.randn(16, 1, 64, 8, 8, generator=torch.Generator().manual_seed(0)))
-    >>> config = {"compression": {"algorithm": "lowrank", "ranks": {"0": 16}, "decomposers": ["svd"]}}
-    >>> controller, compressed = create_compressed_model(nn.Sequential(nn.Conv2d(64, 64, 3)), config, images)
-    >>> [tuple(layer.weight.shape) for layer in compressed[0]]
-    [(16, 64, 3, 3), (64, 16, 1, 1)]
+    ..  code-block:: python
+
+            config = {"compression": [{"algorithm": "lowrank", "budget": {"macs": 0.5}}, {"algorithm": "quantization"}]}
+            dataset = nncf.Dataset(loader, lambda item: item[0])
+            controller, compressed = lowrank_nncf.create_compressed_model(model, config, dataset)
+            print(controller.statistics().to_str())
 
     :param model: the model, in any mode and on any device.
     :param config: a dictionary with the key ``"compression"``: a section or a list of sections, in the order

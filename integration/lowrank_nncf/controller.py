@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ class CompressionController:
         if path.suffix not in writers:
             msg = f"Cannot export to {str(path)!r}: expected a name that ends in one of {', '.join(writers)}."
             raise ConfigurationError(msg)
-        writers[path.suffix](copy.deepcopy(self.model).eval(), self._example(), path)
+        with warnings.catch_warnings():
+            # Both formats are traced with torch.jit, which torch has deprecated and which remarks on NNCF's quantizers.
+            for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
+                warnings.simplefilter("ignore", category)
+            writers[path.suffix](copy.deepcopy(self.model).eval(), self._example(), path)
 
     def _example(self) -> Any:
         if self._context.example_input is not None:
