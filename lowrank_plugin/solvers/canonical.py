@@ -58,7 +58,10 @@ def canonical(problem: Problem) -> Canonical:
         basis, matrix = torch.linalg.qr(matrix)
         lift = basis if lift is None else lift @ basis
     scale = _power_of_two(matrix)
-    kernel = (matrix / scale).reshape(matrix.shape[0], -1, *problem.kernel.shape[2:])
+    # Within this range nothing is gained by scaling, and the kernel need not be copied.
+    scale = torch.where((scale > 2.0**-20) & (scale < 2.0**20), torch.ones_like(scale), scale)
+    matrix = matrix if float(scale) == 1 else matrix / scale
+    kernel = matrix.reshape(matrix.shape[0], -1, *problem.kernel.shape[2:])
 
     def restore(chain: Factorization) -> Factorization:
         *first, last = chain.stages

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lowrank_hooks import Factorization, Problem, Rank, Solution, Status
+from lowrank_hooks import Factorization, KernelShape, Problem, Rank, Solution, StageShape, Status
 
 
 def check_rank(rank: Rank, length: int, name: str) -> None:
@@ -114,6 +114,31 @@ def record(
         "seconds": time.perf_counter() - started,
     }
     return Solution(chain, status, statistics)
+
+
+def extra_side(shape: KernelShape, norm: str, itemsize: int) -> int:
+    """Bytes that the output side of a norm takes throughout a fit: the kernel seen through it, its root and inverse.
+
+    :param shape: the kernel's sizes.
+    :param norm: ``Norm.name``.
+    :param itemsize: bytes of one entry.
+    :return: bytes; 0 for a one-sided norm.
+    """
+    return itemsize * (shape.parameters + 3 * shape.groups * shape.out_channels**2) if norm == "two-sided" else 0
+
+
+def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, itemsize: int) -> int:
+    """Extra memory of what ends every fit: scaling the chain and measuring its error.
+
+    :param shape: the kernel's sizes.
+    :param stages: the chain's, for one group.
+    :param norm: ``Norm.name``.
+    :param itemsize: bytes of one entry.
+    :return: bytes.
+    """
+    chain = shape.groups * sum(stage.parameters for stage in stages) * itemsize
+    kernel = shape.parameters * itemsize
+    return max(kernel + 9 * chain // 2, 4 * kernel + 2 * chain) + extra_side(shape, norm, itemsize)
 
 
 def non_finite(started: float) -> Solution:

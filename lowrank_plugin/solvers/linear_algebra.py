@@ -45,8 +45,11 @@ def cholesky(matrix: Tensor) -> Tensor:
     scale = matrix.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None].clamp_min(torch.finfo(matrix.dtype).tiny)
     ridge = relative_cutoff(matrix)
     while ridge < 1:
-        shifted = matrix + torch.diag_embed((ridge * scale).expand(matrix.shape[:-1]))
-        factor, info = torch.linalg.cholesky_ex(shifted)
+        # In place: one copy of the matrix is all that is ever held beside it.
+        factor = matrix.clone(memory_format=torch.contiguous_format).mT
+        factor.diagonal(dim1=-2, dim2=-1).add_(ridge * scale)
+        info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         if not info.any():
             return factor
         ridge *= 10

@@ -15,9 +15,18 @@ from torch import Tensor
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
 from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.common import (
+    check_dtype,
+    check_rank,
+    extra_side,
+    final_bytes,
+    is_finite,
+    non_finite,
+    rank_grid,
+    record,
+)
 from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.two_block import TwoBlock, fold, nested_basis, project, whiten
+from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, nested_basis, project, whiten
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,13 @@ class SpatialSvd:
         :param itemsize: bytes of one entry of the kernel.
         :return: bytes.
         """
-        return 0
+        r = _lower(shape, rank)
+        combined = shape.in_channels * shape.kernel_size[0]
+        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        if norm not in ("covariance", "two-sided"):
+            return max(final, shape.groups * 8 * 4 * combined**2 + shape.parameters * itemsize)
+        fit = fit_bytes(shape, combined, r, shape.out_channels, itemsize)
+        return max(final, fit + extra_side(shape, norm, itemsize))
 
     def _solve(self, problem: Problem, rank: int) -> tuple[Factorization, Status, list[float], float | None]:
         """The chain, how it ended, the history of its error and the kernel's squared norm if that was needed."""

@@ -15,7 +15,16 @@ from torch import Tensor
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
 from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.common import (
+    check_dtype,
+    check_rank,
+    extra_side,
+    final_bytes,
+    is_finite,
+    non_finite,
+    rank_grid,
+    record,
+)
 
 _BLOCK = 512
 """Columns of the covariance that are converted to float64 at a time."""
@@ -83,7 +92,15 @@ class Svd:
         :param itemsize: bytes of one entry of the kernel.
         :return: bytes.
         """
-        return 0
+        columns = shape.in_channels * shape.taps
+        outputs = min(shape.out_channels, columns)
+        block = max(1, min(_BLOCK, columns // 4))
+        gram_bytes = 8 * outputs**2 + 8 * block * outputs
+        if norm in ("covariance", "two-sided"):
+            gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
+        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        gram_bytes = shape.groups * max(gram_bytes, 40 * outputs**2)
+        return max(gram_bytes + extra_side(shape, norm, itemsize), final)
 
     def _lower(self, shape: KernelShape, rank: Rank) -> int:
         check_rank(rank, 1, "svd")
@@ -100,8 +117,9 @@ def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
     values, vectors = torch.linalg.eigh(gram(problem.matrix, problem.norm.covariance))
     eps = torch.finfo(problem.kernel.dtype).eps
     # A covariance is itself rounded to the kernel's dtype, which shifts eigenvalues by eps; without one, singular
-    # values are only limited by the rounding of the kernel, that is, eigenvalues by its square.
-    noise = 4 * eps if problem.norm.covariance is not None else (values.shape[-1] * eps) ** 2
+    # values are only limited by the rounding of the kernel, that is, eigenvalues by its square, and by this Gram's own.
+    floor = values.shape[-1] * torch.finfo(values.dtype).eps
+    noise = 4 * eps if problem.norm.covariance is not None else max((values.shape[-1] * eps) ** 2, floor)
     deficient = bool((values[:, -rank] <= noise * values[:, -1]).any())
     left = vectors[:, :, -rank:].flip(2).to(problem.kernel)
     first = (left.mT @ problem.matrix).reshape(left.shape[0], rank, *problem.kernel.shape[2:])
@@ -119,11 +137,13 @@ def gram(matrix: Tensor, covariance: Tensor | None) -> Tensor:
     :param covariance: [G, N, N] or None for the identity.
     :return: float64 [G, T, T] on the device of ``matrix``.
     """
-    wide = matrix.double()
-    if covariance is None:
-        return wide @ wide.mT
-    product = wide.new_zeros(wide.shape[0], wide.shape[1], wide.shape[1])
-    for begin in range(0, covariance.shape[-1], _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        product += (wide @ covariance[:, :, block].double()) @ wide[:, :, block].mT
+    groups, outputs, columns = matrix.shape
+    product = torch.zeros(groups, outputs, outputs, dtype=torch.float64, device=matrix.device)
+    step = max(1, min(_BLOCK, columns // 4))
+    wide = None if covariance is None else matrix.double()
+    for begin in range(0, columns, step):
+        block = slice(begin, begin + step)
+        narrow = matrix[:, :, block].double()
+        seen = narrow if covariance is None or wide is None else wide @ covariance[:, :, block].double()
+        product.baddbmm_(seen, narrow.mT)
     return (product + product.mT) / 2

@@ -15,11 +15,20 @@ from torch import Tensor
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
 from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.common import (
+    check_dtype,
+    check_rank,
+    extra_side,
+    final_bytes,
+    is_finite,
+    non_finite,
+    rank_grid,
+    record,
+)
 from lowrank_plugin.solvers.driver import iterate
 from lowrank_plugin.solvers.hooi import Hooi
-from lowrank_plugin.solvers.svd import project_outputs
-from lowrank_plugin.solvers.two_block import TwoBlock, fold, nested_basis, project, whiten
+from lowrank_plugin.solvers.svd import Svd, project_outputs
+from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, nested_basis, project, whiten
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Tucker2:
     ('CONVERGED', 0.0)
 
     :param max_steps: the most sweeps.
-    :param rtol: relative decrease of the squared error below which the iteration ends; a twentieth of it in the plain
+    :param rtol: relative decrease of the squared error below which the iteration ends; a hundredth of it in the plain
         norm, and three times the sweeps, which are cheap there.
     :param cg_steps: conjugate-gradient steps a sweep (covariance norms only).
     :param relaxation: over-relaxation of each update of the input factor, from 1 to below 2 (covariance norms only).
@@ -55,7 +64,7 @@ class Tucker2:
     """
 
     max_steps: int = 6
-    rtol: float = 6e-3
+    rtol: float = 2.5e-2
     cg_steps: int = 2
     relaxation: float = 1.6
     curve_points: int = 16
@@ -112,7 +121,15 @@ class Tucker2:
         :param itemsize: bytes of one entry of the kernel.
         :return: bytes.
         """
-        return 0
+        rank_out, rank_in = lower(shape, rank)
+        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        if rank_in >= shape.in_channels:
+            return max(final, Svd().peak_bytes(shape, (rank_out,), norm, itemsize))
+        if norm not in ("covariance", "two-sided"):
+            small = 40 * max(shape.in_channels, min(shape.out_channels, shape.in_channels * shape.taps)) ** 2
+            return max(final, shape.groups * small + 4 * shape.parameters * itemsize)
+        fit = fit_bytes(shape, shape.in_channels, rank_in, rank_out, itemsize)
+        return max(final, fit + extra_side(shape, norm, itemsize))
 
     def _solve(
         self, problem: Problem, shape: KernelShape, rank_out: int, rank_in: int
@@ -149,8 +166,8 @@ class Tucker2:
     ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
         start = nested_basis(kernel, None)[:, :, :rank_in]
         folded = kernel.transpose(2, 3).contiguous()
-        squared = folded.double().square().sum(dim=(1, 2, 3))
-        outcome = iterate(Hooi(folded, squared, start, rank_out), 3 * self.max_steps, self.rtol / 20)
+        squared = folded.square().sum(dim=(1, 2, 3), dtype=torch.float64)
+        outcome = iterate(Hooi(folded, squared, start, rank_out), 3 * self.max_steps, self.rtol / 100)
         state = outcome.state
         core = (state.left.mT @ project(kernel.flatten(2), state.basis)).unflatten(2, (rank_in, -1))
         energy = float(squared.sum())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,17 +16,27 @@ from torch import Tensor
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape
 from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_plugin.solvers.common import (
+    check_dtype,
+    check_rank,
+    extra_side,
+    final_bytes,
+    is_finite,
+    non_finite,
+    rank_grid,
+    record,
+)
 from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.linear_algebra import cholesky
 from lowrank_plugin.solvers.spatial_svd import takes
 from lowrank_plugin.solvers.two_block import (
     Blocks,
     Folded,
     complete,
+    fit_bytes,
     fold,
     improve_basis,
     nested_basis,
+    overwriting_cholesky,
     project,
     regress,
     whiten,
@@ -126,7 +137,19 @@ class Tucker2Spatial:
         :param itemsize: bytes of one entry of the kernel.
         :return: bytes.
         """
-        return 0
+        rank_out, rank_in, middle = _lower(shape, rank)
+        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        high, inner = shape.kernel_size[0], rank_in * shape.taps
+        seen = 8 * min(shape.out_channels, shape.in_channels * shape.taps) * inner
+        if norm not in ("covariance", "two-sided"):
+            return max(final, shape.groups * (8 * 5 * (rank_in * high) ** 2 + 2 * seen))
+        # The first stage's problem is a fit of its own within the projected covariance, held in the kernel's dtype.
+        reduced = KernelShape(shape.groups, shape.out_channels, rank_in, shape.kernel_size)
+        within = fit_bytes(reduced, rank_in * high, middle, rank_out, itemsize)
+        held = itemsize * (shape.groups * inner**2 + 2 * shape.parameters)
+        making = shape.groups * (8 * inner**2 + 3 * seen)
+        within = max(within, making, fit_bytes(shape, shape.in_channels, 1, 1, itemsize) - held)
+        return max(final, held + within + extra_side(shape, norm, itemsize))
 
 
 @dataclass(frozen=True)
@@ -199,7 +222,10 @@ def _see_through(folded: Folded, first: Tensor, taps: tuple[int, ...]) -> Folded
         kernel, covariance = weighted, None
     else:
         covariance = folded.gram(first, folded.kernel.dtype)
-        kernel = torch.cholesky_solve(weighted.mT.double(), cholesky(covariance.double())).mT.to(weighted)
+        lower = overwriting_cholesky(partial(covariance.to, torch.float64, copy=True))
+        half = torch.linalg.solve_triangular(lower, weighted.mT.double(), upper=False)
+        kernel = torch.linalg.solve_triangular(lower.mT, half, upper=True).mT.to(weighted)
+        del lower, half
     kernel = kernel.reshape(groups, outputs, rank * taps[0], taps[1])
     if covariance is None:
         return Folded(kernel, None, folded.ridge, weighted, None, folded.energy)

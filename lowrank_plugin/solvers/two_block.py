@@ -22,20 +22,20 @@ NeurIPS 2025, arXiv:2511.04494.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Problem
+from lowrank_hooks import KernelShape, Problem
 from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient
 
 _RIDGE = 8.0
 """Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
 
 _ROWS = 576
-"""Rows of the projected covariance that are computed at a time."""
+"""Most rows of the projected covariance that are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Folded:
 
     def norm_squared(self) -> float:
         """The squared norm of W without the ridge."""
-        extra = self.ridge.double().flatten() * self.kernel.double().square().sum(dim=(1, 2, 3))
+        extra = self.ridge.double().flatten() * self.kernel.square().sum(dim=(1, 2, 3), dtype=torch.float64)
         return float((self.energy - extra).sum())
 
     def gram(self, basis: Tensor, dtype: torch.dtype) -> Tensor:
@@ -88,7 +88,7 @@ class Folded:
         if self.covariance is None:
             return torch.eye(rank * b, dtype=dtype, device=basis.device).repeat(groups, 1, 1)
         gram = torch.empty(groups, rank * b, rank * b, dtype=dtype, device=basis.device)
-        block = max(1, _ROWS // b)
+        block = max(1, min(_ROWS // b, -(-rank // 4)))
         for begin in range(0, rank, block):
             # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
             rows = basis[:, :, begin : begin + block].mT @ self.covariance.reshape(groups, a, -1)
@@ -108,7 +108,7 @@ def fold(problem: Problem, combined: int) -> Folded:
     kernel = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined)
     matrix, covariance = kernel.flatten(2), problem.norm.covariance
     if covariance is None:
-        energy = matrix.double().square().sum(dim=(1, 2))
+        energy = matrix.square().sum(dim=(1, 2), dtype=torch.float64)
         return Folded(kernel, None, energy.new_zeros(len(kernel), 1, 1), matrix, None, energy)
     info = torch.finfo(kernel.dtype)
     covariance = covariance.to(kernel)
@@ -141,8 +141,10 @@ def nested_basis(kernel: Tensor, mean_block: Tensor | None) -> Tensor:
     :return: [G, A, A], orthogonal, in the kernel's dtype.
     """
     # float64: small A x A matrices, and the trailing columns come from eigenvalues far below the leading one.
-    rows = kernel.transpose(1, 2).flatten(2).double()
-    columns = rows @ rows.mT
+    columns = torch.zeros(*kernel.shape[:1], *kernel.shape[2:3] * 2, dtype=torch.float64, device=kernel.device)
+    for rows in kernel.transpose(1, 2).split(max(1, kernel.shape[1] // 4), dim=2):
+        wide = rows.flatten(2).double()
+        columns.baddbmm_(wide, wide.mT)
     if mean_block is None:
         return torch.linalg.eigh(columns).eigenvectors.flip(2).to(kernel)
     root = cholesky(mean_block.double())
@@ -204,12 +206,20 @@ def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor | None]:
     if folded.covariance is None:
         return seen, None
     # float64: the factor of a covariance with a condition of 1e7 and more.
-    gram = folded.gram(basis, torch.float64)
-    lower, info = torch.linalg.cholesky_ex(gram)
-    if info.any():
-        lower = cholesky(gram)
-    del gram
+    lower = overwriting_cholesky(lambda: folded.gram(basis, torch.float64))
     return torch.linalg.solve_triangular(lower, seen, upper=False), lower
+
+
+def overwriting_cholesky(matrix: Callable[[], Tensor]) -> Tensor:
+    """The lower Cholesky factor of a matrix, the largest tensor of a fit, in the place of the matrix itself.
+
+    :param matrix: makes the symmetric positive definite [G, n, n]; called again if a larger ridge proves necessary.
+    :return: [G, n, n].
+    """
+    lower = matrix().mT
+    info = torch.empty(len(lower), dtype=torch.int32, device=lower.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, info))
+    return cholesky(matrix()) if info.any() else lower
 
 
 def project(rows: Tensor, basis: Tensor) -> Tensor:
@@ -293,3 +303,25 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
 
     improved = conjugate_gradient(apply, contract(target), state.basis, precondition, steps)
     return torch.lerp(state.basis, improved, relaxation)
+
+
+def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, itemsize: int) -> int:
+    """The most extra memory of a covariance fit: the start, or the projected covariance with the rows in the making.
+
+    :param shape: the kernel's sizes.
+    :param combined: A, how many columns are combined.
+    :param rank: R.
+    :param rank_out: Q.
+    :param itemsize: bytes of one entry of the kernel.
+    :return: bytes, without the final measurement.
+    """
+    outputs = min(shape.out_channels, shape.in_channels * shape.taps)
+    columns = shape.in_channels * shape.taps
+    inner = rank * columns // combined
+    rows = min(_ROWS, -(-inner // 4))
+    held = itemsize * (outputs * columns + combined**2)
+    start = 59 * combined**2 + 2 * outputs * columns
+    seen = (8 + itemsize) * outputs * inner
+    making = 8 * inner**2 + seen + itemsize * rows * (2 * columns + 2 * inner)
+    solving = 8 * inner**2 + 2 * seen + 8 * rank_out * inner + 24 * outputs**2
+    return shape.groups * (held + max(start, making, solving))

@@ -1,0 +1,71 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The stated peak memory of a fit is what PyTorch's allocator sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from problems import normal
+from torch.profiler import ProfilerActivity, profile
+
+from lowrank_hooks import Norm, Problem, Rank
+from lowrank_plugin.solvers.spatial_svd import SpatialSvd
+from lowrank_plugin.solvers.svd import Svd
+from lowrank_plugin.solvers.tucker2 import Tucker2
+from lowrank_plugin.solvers.tucker2_spatial import Tucker2Spatial
+
+
+@dataclass(frozen=True)
+class Fit:
+    name: str
+    decomposer: Any
+    rank: Rank
+
+
+FITS = [
+    Fit("svd", Svd(), (48,)),
+    Fit("spatial_svd", SpatialSvd(), (48,)),
+    Fit("spatial_svd large", SpatialSvd(), (96,)),
+    Fit("tucker2", Tucker2(), (32, 24)),
+    Fit("tucker2 large", Tucker2(), (72, 48)),
+    Fit("tucker2, all inputs", Tucker2(), (32, 64)),
+    Fit("tucker2_spatial", Tucker2Spatial(), (48, 32, 40)),
+    Fit("tucker2_spatial large", Tucker2Spatial(), (72, 48, 80)),
+]
+
+
+def allocated(function: Callable[[], object]) -> int:
+    """Peak bytes that the call holds beyond what was held before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    held = peak = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def problems() -> dict[str, Problem]:
+    kernel = normal(1, 80, 64, 3, 3, dtype=torch.float32)
+    samples = normal(1, 1200, 576, seed=1, dtype=torch.float32)
+    covariance = samples.mT @ samples / 1200
+    gradient = covariance[:, :80, :80].contiguous()
+    return {norm.name: Problem(kernel, norm) for norm in (Norm(), Norm(covariance), Norm(covariance, gradient))}
+
+
+@pytest.mark.parametrize("fit", FITS, ids=lambda fit: fit.name)
+@pytest.mark.parametrize("norm", ["frobenius", "covariance", "two-sided"])
+def test_peak_is_as_stated(fit: Fit, norm: str) -> None:
+    problem = problems()[norm]
+    stated = fit.decomposer.fit(problem, fit.rank).statistics["peak_bytes"]
+    measured = allocated(lambda: fit.decomposer.fit(problem, fit.rank))
+    assert measured <= stated <= 1.7 * measured
+    if norm != "frobenius":
+        assert stated <= 3 * (problem.kernel.nbytes + problem.norm.covariance.nbytes)
