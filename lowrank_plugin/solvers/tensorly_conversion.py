@@ -94,6 +94,58 @@ def from_tucker_tensor(tensors: Sequence[Any], kernel_size: tuple[int, ...]) -> 
     return Factorization((Stage(first), Stage(middle), Stage(last.reshape(*last.shape, *ones))))
 
 
+def to_cp_tensor(factorization: Factorization, group: int = 0) -> Any:
+    """One group of a CP chain as a ``tensorly.cp_tensor.CPTensor`` over (T, S, taps) with unit weights.
+
+    >>> from lowrank_hooks import Problem
+    >>> from lowrank_plugin.solvers.cpd import Cpd
+    >>> solution = Cpd().fit(Problem(torch.ones(1, 6, 4, 3, 3)), (1,))
+    >>> [tuple(factor.shape) for factor in to_cp_tensor(solution.value).factors]
+    [(6, 1), (4, 1), (9, 1)]
+
+    :param factorization: a chain 1x1, depthwise, 1x1.
+    :param group: which group of the layer.
+    :return: the factors, in the chain's dtype and on its device.
+    :raises ValueError: for any other chain.
+    """
+    from tensorly.cp_tensor import CPTensor
+
+    stages = factorization.stages
+    width = stages[0].weight.shape[1]
+    if len(stages) != 3 or [stage.groups for stage in stages] != [1, width, 1] or stages[1].weight.shape[1] != width:
+        msg = f"A CP tensor needs a chain 1x1, depthwise, 1x1, not {factorization.shapes}."
+        raise ValueError(msg)
+    right, taps, left = (stage.weight[group].flatten(1) for stage in stages)
+    with pytorch_backend():
+        return CPTensor((torch.ones(width, dtype=left.dtype, device=left.device), [left, right.mT, taps.mT]))
+
+
+def from_cp_tensor(tensors: Sequence[Any], kernel_size: tuple[int, ...]) -> Factorization:
+    """A chain 1x1, depthwise, 1x1 from TensorLy's CP tensors, one for each group of the layer.
+
+    >>> factors = [torch.ones(6, 2), torch.ones(4, 2), torch.ones(9, 2)]
+    >>> from_cp_tensor([(torch.ones(2), factors)], (3, 3)).shapes[1]
+    StageShape(out_channels=2, in_channels=2, kernel_size=(3, 3), groups=2)
+
+    :param tensors: pairs (weights or None, factors of T, S and all taps).
+    :param kernel_size: taps on each spatial axis.
+    :return: the chain; the weights are in its last stage.
+    """
+    ones = (1,) * len(kernel_size)
+    chains = []
+    for weights, (left, right, taps) in tensors:
+        chains.append((right.mT, taps.mT, left if weights is None else left * weights))
+    first, middle, last = (torch.stack(part) for part in zip(*chains, strict=True))
+    width = first.shape[1]
+    return Factorization(
+        (
+            Stage(first.reshape(*first.shape, *ones)),
+            Stage(middle.reshape(middle.shape[0], width, 1, *kernel_size), width),
+            Stage(last.reshape(*last.shape, *ones)),
+        )
+    )
+
+
 def _split(factorization: Factorization) -> tuple[Stage | None, Stage, Stage | None]:
     """The stage before, the core and the stage after it."""
     stages = factorization.stages

@@ -1,0 +1,214 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+r"""One sweep of alternating least squares for a CP decomposition, in any norm and with any sensitivity penalty.
+
+The kernel W is [G, T, S, K]; A, B and C are the factors of outputs, inputs and taps; :math:`M = B \odot C` is
+[S*K, R]. The squared error of a group is :math:`\mathrm{tr}(\Gamma (W - A M^\top) \Sigma (W - A M^\top)^\top)` with a
+diagonal :math:`\Gamma`, to which any other is rotated.
+
+Products with the kernel and the covariance are done in the kernel's dtype: they are nearly all of the work, and their
+rounding perturbs the right-hand sides by one unit only. R x R systems are float64, because their condition number is
+the square of that of the factors.
+
+[1] Phan et al., "Stable Low-Rank Tensor Decomposition for Compression of Convolutional Neural Network", ECCV 2020,
+arXiv:2008.05441.
+[2] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks", NeurIPS
+2025, arXiv:2511.04494.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowrank_plugin.solvers.linear_algebra import solve_right
+from lowrank_plugin.solvers.sensitivity import Factors, bounded_update, rescale
+
+
+class Sweep(NamedTuple):
+    """What a sweep returns.
+
+    :param factors: rescaled to least sensitivity.
+    :param error: squared error, [G], float64.
+    :param multiplier: of the bound on the error, [G], float64.
+    """
+
+    factors: Factors
+    error: Tensor
+    multiplier: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The squared error as a function of the factors.
+
+    :param cross: W Sigma, [G, T, S, K], in the dtype of the large products.
+    :param energy: squared norm of W, [G], float64.
+    :param covariance: Sigma, [G, S*K, S*K], in the dtype of ``cross``; None for the identity.
+    :param rows: the diagonal of Gamma, [G, T], float64, positive; None for ones.
+    :param whitener: inverse of the mean channel covariance, [G, S, S], to precondition with.
+    :param input_steps: conjugate-gradient steps for the factor of the inputs.
+    :param tap_steps: the same for the taps.
+    """
+
+    cross: Tensor
+    energy: Tensor
+    covariance: Tensor | None = None
+    rows: Tensor | None = None
+    whitener: Tensor | None = None
+    input_steps: int = 2
+    tap_steps: int = 1
+
+    @property
+    def cutoff(self) -> float | None:
+        """Relative eigenvalue cut-off of the R x R systems: a covariance brings in the rounding of its dtype."""
+        return None if self.covariance is None else 4 * torch.finfo(self.covariance.dtype).eps
+
+    def refit(self, factors: Factors, bound: Tensor | None = None) -> Sweep:
+        """Solve for the outputs alone, which is exact in every norm.
+
+        :param factors: inputs and taps are taken from here.
+        :param bound: None for least squares, else the bound on the squared error under which the sensitivity is
+            minimised, [G].
+        """
+        image = self._image(factors)
+        return self._outputs(factors, image, bound)
+
+    def sweep(self, factors: Factors, multiplier: Tensor, bound: Tensor | None) -> Sweep:
+        """Update inputs, taps and outputs in turn.
+
+        :param factors: the point to start from; it is not changed.
+        :param multiplier: the weight of the sensitivity against the squared error, [G], for inputs and taps.
+        :param bound: None for least squares, else the bound that the update of the outputs keeps.
+        """
+        a = factors.out if self.rows is None else factors.out * self.rows[:, :, None]
+        projected = torch.einsum("gtr,gtsk->grsk", a.to(self.cross), self.cross)
+        gram = a.mT @ factors.out
+        image = self._image(factors)
+        t, s, k = (factor.shape[1] for factor in factors)
+        square_a, square_b, square_c = factors.squares()
+
+        rhs = torch.einsum("grsk,gkr->gsr", projected, factors.tap.to(projected)).double()
+        penalty = multiplier[:, None] * (k * square_a + t * square_c)
+        inp, image = self._inner(factors, 1, rhs, gram, penalty, image)
+        factors = factors._replace(inp=inp)
+        square_b = inp.square().sum(dim=1)
+        rhs = torch.einsum("grsk,gsr->gkr", projected, inp.to(projected)).double()
+        del projected
+        penalty = multiplier[:, None] * (s * square_a + t * square_b)
+        tap, image = self._inner(factors, 2, rhs, gram, penalty, image)
+        return self._outputs(factors._replace(tap=tap), image, bound)
+
+    def _khatri_rao(self, inp: Tensor, tap: Tensor) -> Tensor:
+        """[G, S*K, R] in the dtype of the large products."""
+        return (inp.to(self.cross)[:, :, None] * tap.to(self.cross)[:, None]).flatten(1, 2)
+
+    def _image(self, factors: Factors) -> Tensor | None:
+        """Sigma M, [G, S*K, R]."""
+        return None if self.covariance is None else self.covariance @ self._khatri_rao(factors.inp, factors.tap)
+
+    def _outputs(self, factors: Factors, image: Tensor | None, bound: Tensor | None) -> Sweep:
+        """The exact update of the outputs (A.4 of [1] with bound, eq. 30 of [2] without) and its squared error."""
+        mixed = self._khatri_rao(factors.inp, factors.tap)
+        rhs = (self.cross.flatten(2) @ mixed).double()
+        if image is None:
+            gram = (factors.inp.mT @ factors.inp) * (factors.tap.mT @ factors.tap)
+        else:
+            gram = (mixed.mT @ image).double()
+            gram = (gram + gram.mT) / 2
+        _, square_b, square_c = factors.squares()
+        multiplier = torch.zeros_like(self.energy)
+        if bound is None:
+            out = solve_right(rhs, _ridged(gram, self.cutoff))
+        else:
+            weights = factors.tap.shape[1] * square_b + factors.inp.shape[1] * square_c
+            out, multiplier = bounded_update(rhs, gram, weights, self.energy, bound, self.rows, self.cutoff)
+        gain = out * (2 * rhs - out @ gram)
+        error = self.energy - (gain if self.rows is None else gain * self.rows[:, :, None]).sum(dim=(1, 2))
+        return Sweep(rescale(factors._replace(out=out)), error.clamp_min(0), multiplier)
+
+    def _inner(
+        self, factors: Factors, mode: int, rhs: Tensor, gram: Tensor, penalty: Tensor, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The update of inputs (mode 1) or taps (mode 2): exact in a plain norm, else a few steps towards it.
+
+        :param rhs: [G, S or K, R].
+        :param gram: of the outputs, [G, R, R].
+        :param penalty: [G, R].
+        :param image: Sigma M at ``factors``.
+        :return: the factor, and Sigma M there.
+        """
+        other = factors[3 - mode]
+        system = gram * (other.mT @ other)
+        system = _ridged(system, self.cutoff) + torch.diag_embed(penalty)
+        if image is None or self.covariance is None:
+            return solve_right(rhs, system), None
+        fixed, small_gram = other.to(self.cross), gram.to(self.cross)
+        sizes = (factors.inp.shape[1], factors.tap.shape[1])
+
+        def expand(x: Tensor) -> Tensor:
+            return self._khatri_rao(x, fixed) if mode == 1 else self._khatri_rao(fixed, x)
+
+        def contract(image: Tensor) -> Tensor:
+            mixed = (image @ small_gram).unflatten(1, sizes)
+            along = fixed[:, None] if mode == 1 else fixed[:, :, None]
+            return (mixed * along).sum(dim=3 - mode).double()
+
+        def precondition(x: Tensor) -> Tensor:
+            x = solve_right(x, system)
+            return self.whitener @ x if mode == 1 and self.whitener is not None else x
+
+        def apply(x: Tensor) -> Tensor:
+            return self.covariance @ expand(x)  # type: ignore[operator]
+
+        steps = self.input_steps if mode == 1 else self.tap_steps
+        residual = rhs - contract(image) - penalty[:, None] * factors[mode]
+        return _descend(factors[mode], image, residual, penalty, apply, contract, precondition, steps)
+
+
+def _ridged(gram: Tensor, cutoff: float | None) -> Tensor:
+    """[G, R, R] with its diagonal raised by the share of it that is rounding anyway."""
+    if cutoff is None:
+        return gram
+    return gram + torch.diag_embed(cutoff * gram.diagonal(dim1=-2, dim2=-1))
+
+
+def _descend(
+    x: Tensor,
+    image: Tensor,
+    residual: Tensor,
+    penalty: Tensor,
+    apply: Callable[[Tensor], Tensor],
+    contract: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Preconditioned conjugate gradients that carry the image of the iterate along.
+
+    Unlike :func:`conjugate_gradient` it returns the image, so that the next block needs no covariance product.
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=(1, 2), keepdim=True)
+
+    direction = z = precondition(residual)
+    rho = dot(residual, z)
+    for step in range(steps):
+        moved = apply(direction)
+        curve = contract(moved) + penalty[:, None] * direction
+        curvature = dot(direction, curve)
+        alpha = torch.where((curvature > 0) & (rho > 0), rho / curvature, torch.zeros_like(rho))
+        x = x + alpha * direction
+        image = image + alpha.to(moved) * moved
+        if step + 1 == steps:
+            break
+        residual = residual - alpha * curve
+        z = precondition(residual)
+        rho, previous = dot(residual, z), rho
+        direction = z + torch.where(previous > 0, rho / previous, torch.zeros_like(rho)) * direction
+    return x, image

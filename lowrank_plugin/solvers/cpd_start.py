@@ -1,0 +1,207 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From a problem to the starting point of its CP decomposition, and from the factors back to a chain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_hooks import Factorization, Problem, Stage
+from lowrank_plugin.solvers.cpd_blocks import Objective
+from lowrank_plugin.solvers.linear_algebra import roots
+from lowrank_plugin.solvers.sensitivity import Factors, rescale
+
+_BLIND = 1e-7
+"""Least weight of an output, relative to the largest: outputs that the norm does not see are still reproduced."""
+_RIDGE = 1e-4
+"""Added to the mean covariances, relative to their mean eigenvalue, before they are inverted."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A problem in the coordinates of the solver.
+
+    :param kernel: [G, T, S, K], of unit size, outputs rotated so that the norm's output side is diagonal.
+    :param objective: its squared error.
+    :param turn: the rotation of the outputs, [G, T, T] float64; None for none.
+    :param scale: what the kernel was divided by.
+    :param mixing: roots of the mean channel and tap covariances and their inverses; None in a plain norm.
+    """
+
+    kernel: Tensor
+    objective: Objective
+    turn: Tensor | None
+    scale: float
+    mixing: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+
+    def factors_to_chain(self, factors: Factors, kernel_size: tuple[int, ...]) -> Factorization:
+        """1x1, depthwise, 1x1 with the factors in the kernel's dtype, rescaled to least sensitivity."""
+        out = factors.out if self.turn is None else self.turn @ factors.out
+        return to_chain(rescale(Factors(out * self.scale, factors.inp, factors.tap)), kernel_size, self.kernel.dtype)
+
+
+def to_chain(factors: Factors, kernel_size: tuple[int, ...], dtype: torch.dtype) -> Factorization:
+    """The chain of a CP decomposition.
+
+    >>> ones = [torch.ones(1, n, 2, dtype=torch.float64) for n in (5, 4, 9)]
+    >>> [stage.weight.shape for stage in to_chain(Factors(*ones), (3, 3), torch.float32).stages]
+    [torch.Size([1, 2, 4, 1, 1]), torch.Size([1, 2, 1, 3, 3]), torch.Size([1, 5, 2, 1, 1])]
+
+    :param factors: the decomposition.
+    :param kernel_size: taps on each spatial axis.
+    :param dtype: of the chain.
+    :return: 1x1, depthwise, 1x1.
+    """
+    ones = (1,) * len(kernel_size)
+    out, inp, tap = (factor.to(dtype) for factor in factors)
+    return Factorization(
+        (
+            Stage(inp.mT.reshape(*inp.mT.shape, *ones).contiguous()),
+            Stage(tap.mT.reshape(tap.shape[0], -1, 1, *kernel_size).contiguous(), factors.rank),
+            Stage(out.reshape(*out.shape, *ones).contiguous()),
+        )
+    )
+
+
+def prepare(problem: Problem, input_steps: int = 2, tap_steps: int = 1) -> Prepared:
+    """Scale and rotate a problem, and compute all that depends on neither rank nor factors.
+
+    Rotating the outputs changes neither the error nor the sensitivity, so even in a two-sided norm the sensitivity
+    is that of the factors as they are used.
+
+    :param problem: the problem as it was asked.
+    :param input_steps: conjugate-gradient steps for the inputs in a sweep.
+    :param tap_steps: the same for the taps.
+    :return: the problem in the solver's coordinates.
+    """
+    kernel, norm = problem.kernel.flatten(3), problem.norm
+    largest = float(kernel.abs().amax())
+    scale = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+    kernel, turn, rows = kernel / scale, None, None
+    if norm.gradient is not None:
+        values, turn = torch.linalg.eigh(norm.gradient.double())
+        top = values[:, -1:].clamp_min(0)
+        rows = torch.where(top > 0, values / top, torch.ones_like(values)).clamp_min(_BLIND) * top.clamp_min(1e-300)
+        kernel = torch.einsum("gut,gusk->gtsk", turn.to(kernel), kernel)
+    covariance = None if norm.covariance is None else norm.covariance.to(kernel)
+    cross, mixing, whitener = kernel, None, None
+    if covariance is not None:
+        cross = (kernel.flatten(2) @ covariance).view_as(kernel)
+        mixing = _mean_roots(covariance, kernel.shape[2], kernel.shape[3])
+        whitener = mixing[0][1] @ mixing[0][1]
+    # The sum over the outputs is taken in float64; one row at a time it would be rounding free for most kernels.
+    by_row = (cross * kernel).sum(dim=(2, 3), dtype=torch.float64)
+    energy = (by_row if rows is None else by_row * rows).sum(dim=1)
+    objective = Objective(cross, energy.clamp_min(0), covariance, rows, whitener, input_steps, tap_steps)
+    return Prepared(kernel, objective, turn, scale, mixing)
+
+
+def _mean_roots(covariance: Tensor, inputs: int, taps: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Roots of the mean channel block and tap block, so scaled that their Kronecker product has the same trace."""
+    blocks = covariance.unflatten(2, (inputs, taps)).unflatten(1, (inputs, taps))
+    channel = blocks.diagonal(dim1=2, dim2=4).sum(dim=-1).double()
+    tap = blocks.diagonal(dim1=1, dim2=3).sum(dim=-1).double()
+    trace = channel.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].clamp_min(1e-300)
+    return _ridged_roots(channel), _ridged_roots(tap / trace)
+
+
+def _ridged_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    mean = matrix.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None].expand(matrix.shape[:2])
+    return roots(matrix + torch.diag_embed(_RIDGE * mean))
+
+
+def whitened(prepared: Prepared) -> Tensor:
+    """The kernel whose plain norm is about the problem's norm: exactly, where the covariance is a Kronecker product.
+
+    :return: [G, T, S, K].
+    """
+    kernel = prepared.kernel
+    if prepared.mixing is not None:
+        (channel, _), (tap, _) = prepared.mixing
+        kernel = torch.einsum("gtsk,gsp,gkl->gtpl", kernel, channel.to(kernel), tap.to(kernel))
+    if prepared.objective.rows is not None:
+        kernel = kernel * prepared.objective.rows.sqrt().to(kernel)[:, :, None, None]
+    return kernel
+
+
+def unwhiten(prepared: Prepared, factors: Factors) -> Factors:
+    """Factors of the kernel from those of the whitened one."""
+    out, inp, tap = factors
+    if prepared.objective.rows is not None:
+        out = out / prepared.objective.rows.sqrt()[:, :, None]
+    if prepared.mixing is not None:
+        (_, channel), (_, taps) = prepared.mixing
+        inp, tap = channel @ inp, taps @ tap
+    return rescale(Factors(out, inp, tap))
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The rank-one terms of the kernel's slices along the principal taps, strongest first.
+
+    Any number of leading terms is a CP decomposition without a single cancelling pair, and its error is known: an
+    upper bound of the best error at every rank at once.
+
+    :param factors: all terms.
+    :param squares: squared norms of the terms, [G, terms].
+    """
+
+    factors: Factors
+    squares: Tensor
+
+    @property
+    def terms(self) -> int:
+        """How many there are: with all of them the kernel is met exactly."""
+        return self.factors.rank
+
+
+def slices(kernel: Tensor) -> Slices:
+    """Decompose the slices of a kernel along its principal taps by SVD.
+
+    >>> squares = slices(torch.ones(1, 3, 2, 4)).squares
+    >>> [round(x, 4) + 0.0 for x in squares[0].tolist()[:2]]
+    [24.0, 0.0]
+
+    :param kernel: [G, T, S, K].
+    :return: K min(T, S) terms.
+    """
+    moment = torch.einsum("gtsk,gtsl->gkl", kernel, kernel).double()
+    basis = torch.linalg.eigh(moment).eigenvectors.flip(2)
+    turned = torch.einsum("gtsk,gkl->glts", kernel, basis.to(kernel))
+    left, values, right = torch.linalg.svd(turned, full_matrices=False)
+    per_slice = values.shape[2]
+    order = values.flatten(1).argsort(dim=1, descending=True, stable=True)
+    strength = values.flatten(1).gather(1, order).double()
+
+    def pick(columns: Tensor) -> Tensor:
+        """[G, n, all terms] in descending order of strength, float64."""
+        return columns.gather(2, order[:, None].expand(-1, columns.shape[1], -1)).double()
+
+    out = pick(left.movedim(1, 2).flatten(2))
+    inp = pick(right.mT.movedim(1, 2).flatten(2))
+    tap = pick(basis.repeat_interleave(per_slice, dim=2))
+    return Slices(rescale(Factors(out * strength[:, None], inp, tap)), strength.square())
+
+
+def start(kernel_slices: Slices, rank: int, generator: torch.Generator, spread: float) -> Factors:
+    """The leading terms, their taps blurred by random ones.
+
+    Terms of one slice share their taps exactly, a saddle that the first sweeps would have to leave; the blur leaves it
+    at once. All groups draw the same numbers, so that a grouped problem behaves like separate ones.
+
+    :param kernel_slices: from :func:`slices`.
+    :param rank: how many terms.
+    :param generator: on the CPU.
+    :param spread: size of the random part relative to the taps; not used where all terms are taken.
+    :return: the starting point.
+    """
+    out, inp, tap = (factor[:, :, :rank] for factor in kernel_slices.factors)
+    if rank < kernel_slices.terms:
+        noise = torch.randn(tap.shape[1:], generator=generator, dtype=torch.float64).to(tap.device)
+        tap = tap + spread / math.sqrt(tap.shape[1]) * tap.norm(dim=1, keepdim=True) * noise
+    return Factors(out, inp, tap)
