@@ -95,7 +95,7 @@ class Svd:
         columns = shape.in_channels * shape.taps
         outputs = min(shape.out_channels, columns)
         block = max(1, min(_BLOCK, columns // 4))
-        gram_bytes = 8 * outputs**2 + 8 * block * outputs
+        gram_bytes = 1024 + 8 * outputs**2 + 8 * block * outputs
         if norm in ("covariance", "two-sided"):
             gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
         final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)

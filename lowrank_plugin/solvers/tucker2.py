@@ -30,6 +30,12 @@ from lowrank_plugin.solvers.hooi import Hooi
 from lowrank_plugin.solvers.svd import Svd, project_outputs
 from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, nested_basis, project, whiten
 
+_TRIALS = 3
+"""Cheaper rank pairs tried once one keeps an error bound."""
+
+_TINY = 1e-12
+"""Below this a predicted error is rounding."""
+
 
 @dataclass(frozen=True)
 class Tucker2:
@@ -111,6 +117,55 @@ class Tucker2:
         energy = None if energy is None else energy * reduction.scale**2
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
         return record(problem, balance(reduction.restore(chain)), status, started, peak, errors, energy)
+
+    def bounded(self, problem: Problem, error: float) -> Solution:
+        """Choose the ranks as well: the fewest parameters whose relative error is at most ``error``.
+
+        The cheapest pair on the curve that keeps the bound is fitted; as a fit does better than its start, cheaper
+        pairs are then tried as long as they keep the bound too. The scheme of [3] adjusts the ranks of one
+        mode at a time until neither changes; here all pairs are compared, in any norm.
+
+        [3] Phan et al., "Stable Low-Rank Tensor Decomposition for Compression of Convolutional Neural Network",
+        ECCV 2020, arXiv:2008.05441.
+
+        >>> problem = Problem(torch.ones(1, 6, 4, 3, 3))
+        >>> Tucker2().bounded(problem, 0.1).statistics["rank"]
+        [1, 1]
+
+        :param problem: the kernel and the norm.
+        :param error: the bound, in the problem's norm and relative to the kernel, above 0.
+        :return: the solution; its statistics have the ``rank`` as well. The status says so where no chain that keeps
+            the bound is smaller than the layer.
+        :raises ValueError: for a bound that is not positive or a kernel of one tap.
+        """
+        if not error > 0:
+            msg = f"The error bound must be above 0, not {error}."
+            raise ValueError(msg)
+        shape = problem.shape
+        lower(shape, (1, 1))
+        points = sorted(self.curve(problem), key=lambda point: self._parameters(shape, point.rank))
+        if not points:
+            return non_finite(time.perf_counter())
+        chosen = next((i for i, point in enumerate(points) if point.error <= error), len(points) - 1)
+        best = self.fit(problem, points[chosen].rank)
+        refused: set[int] = set()
+        for _ in range(_TRIALS):
+            gain = best.statistics["relative_error"] / max(points[chosen].error, _TINY)
+            hopeful = (i for i in range(chosen) if i not in refused and points[i].error * gain <= error)
+            index = next(hopeful, None)
+            if index is None:
+                break
+            trial = self.fit(problem, points[index].rank)
+            if trial.statistics["relative_error"] <= error:
+                best, chosen = trial, index
+            else:
+                refused.add(index)
+        statistics = {**best.statistics, "rank": list(points[chosen].rank)}
+        small = self._parameters(shape, points[chosen].rank) * shape.groups < shape.parameters
+        return Solution(best.value, best.status if small else Status.NOT_WORTHWHILE, statistics)
+
+    def _parameters(self, shape: KernelShape, rank: Rank) -> int:
+        return sum(stage.parameters for stage in self.structure(shape, rank))
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.

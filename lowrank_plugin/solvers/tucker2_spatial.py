@@ -149,7 +149,7 @@ class Tucker2Spatial:
         held = itemsize * (shape.groups * inner**2 + 2 * shape.parameters)
         making = shape.groups * (8 * inner**2 + 3 * seen)
         within = max(within, making, fit_bytes(shape, shape.in_channels, 1, 1, itemsize) - held)
-        return max(final, held + within + extra_side(shape, norm, itemsize))
+        return max(final, 26 * (held + within) // 25 + extra_side(shape, norm, itemsize))
 
 
 @dataclass(frozen=True)

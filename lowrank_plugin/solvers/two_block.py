@@ -324,4 +324,5 @@ def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, items
     seen = (8 + itemsize) * outputs * inner
     making = 8 * inner**2 + seen + itemsize * rows * (2 * columns + 2 * inner)
     solving = 8 * inner**2 + 2 * seen + 8 * rank_out * inner + 24 * outputs**2
-    return shape.groups * (held + max(start, making, solving))
+    # A twenty-fifth on top for everything small.
+    return shape.groups * 26 * (held + max(start, making, solving)) // 25
