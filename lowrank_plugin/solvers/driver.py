@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from lowrank_hooks import Status
 from torch import Tensor
+
+from lowrank_hooks import Status
 
 State = TypeVar("State")
 
