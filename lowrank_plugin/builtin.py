@@ -15,14 +15,37 @@ from lowrank_plugin.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
 @hookimpl
 def lowrank_decomposers() -> Iterator[DecomposerRecord]:
     """The built-in decomposers."""
-    from lowrank_plugin.solvers.spatial_svd import SpatialSvd
-    from lowrank_plugin.solvers.svd import Svd
-    from lowrank_plugin.solvers.tucker2 import Tucker2
+    from lowrank_plugin.solvers import (
+        cpd,
+        spatial_svd,
+        svd,
+        tensorly_parafac,
+        tensorly_tucker,
+        tucker2,
+        tucker2_cpd,
+        tucker2_spatial,
+    )
 
-    convolutions = frozenset({1, 2, 3})
-    yield DecomposerRecord("svd", Svd(), "kxk then 1x1; for a linear layer the plain pair")
-    yield DecomposerRecord("spatial_svd", SpatialSvd(), "kx1 then 1xk", frozenset({2}))
-    yield DecomposerRecord("tucker2", Tucker2(), "1x1, kxk, 1x1", convolutions)
+    convolutions, planes = frozenset({1, 2, 3}), frozenset({2})
+    yield DecomposerRecord("svd", svd.Svd(), "kxk then 1x1; for a linear layer the plain pair")
+    yield DecomposerRecord("spatial_svd", spatial_svd.SpatialSvd(), "kx1 then 1xk", planes)
+    yield DecomposerRecord("tucker2", tucker2.Tucker2(), "1x1, kxk, 1x1", convolutions)
+    # these compete only where they are named: their curves take longer, and their narrow stages run below their MACs
+    compared = "TensorLy's own, for comparison"
+    rest = (
+        ("tucker2_spatial", tucker2_spatial.Tucker2Spatial(), "1x1, kx1, 1xk, 1x1", planes),
+        ("cpd", cpd.Cpd(), "1x1, depthwise kxk, 1x1, with bounded sensitivity", convolutions),
+        ("tucker2_cpd", tucker2_cpd.Tucker2Cpd(), "1x1, cpd of the Tucker core, 1x1", convolutions),
+        (
+            "tensorly:partial_tucker",
+            tensorly_tucker.TensorlyPartialTucker(),
+            "TensorLy's own, to compare",
+            convolutions,
+        ),
+        ("tensorly:parafac", tensorly_parafac.TensorlyParafac(), compared, convolutions),
+    )
+    for name, decomposer, summary, axes in rest:
+        yield DecomposerRecord(name, decomposer, summary, axes, automatic=False)
 
 
 @hookimpl

@@ -96,18 +96,27 @@ def test_exact_chains_compute_the_layer_and_come_back(case):
         torch.testing.assert_close(dense(x), expected)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(convolutions(), st.sampled_from(("svd", "tucker2", "spatial_svd")))
+RANKS = {"svd": 1, "tucker2": 2, "spatial_svd": 1, "tucker2_spatial": 3, "cpd": 1, "tucker2_cpd": 3}
+
+
+def takes(decomposer: str, conv: nn.Module) -> bool:
+    """Whether a decomposer is meant for a convolution."""
+    if conv.in_channels == conv.groups:
+        return False
+    if decomposer in ("spatial_svd", "tucker2_spatial"):
+        return len(conv.kernel_size) == 2 and min(conv.kernel_size) > 1
+    return decomposer == "svd" or max(conv.kernel_size) > 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(convolutions(), st.sampled_from(("svd", "tucker2", "spatial_svd", "tucker2_spatial")))
 def test_full_rank_is_exact_in_float32(case, decomposer):
     conv, size = case
-    taps = [tap for tap in conv.kernel_size if tap > 1]
-    if decomposer == "spatial_svd" and (len(conv.kernel_size) != 2 or len(taps) != 2):
+    if not takes(decomposer, conv):
         return
     conv = randomized(conv, 2)
     x = batch(conv, size)
-    full = [10_000, 10_000] if decomposer == "tucker2" else 10_000
-    if conv.in_channels == conv.groups:
-        return
+    full = [10_000] * RANKS[decomposer]
     chain = lowrank_plugin.decompose(
         nn.Sequential(conv), [x], ranks={"0": full}, decomposers=[decomposer], repair="none", norm="frobenius"
     )
@@ -116,15 +125,15 @@ def test_full_rank_is_exact_in_float32(case, decomposer):
         assert relative(chain(x), conv(x)) < 1e-5
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(convolutions(), st.sampled_from(("svd", "tucker2")), st.integers(1, 3))
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(convolutions(), st.sampled_from(tuple(RANKS)), st.integers(1, 3))
 def test_predicted_output_error_is_the_measured_one(case, decomposer, rank):
     conv, size = case
-    if decomposer == "tucker2" and max(conv.kernel_size) == 1:
+    if not takes(decomposer, conv):
         return
     conv = randomized(conv, 3).double()
     x = batch(conv, size, samples=24).double()
-    ranks = [rank, rank] if decomposer == "tucker2" else rank
+    ranks = [rank] * RANKS[decomposer]
     chain = lowrank_plugin.decompose(
         nn.Sequential(conv), [x[:8], x[8:]], ranks={"0": ranks}, decomposers=[decomposer], repair="none",
         calibration={"samples": 24, "positions": 1e9},
