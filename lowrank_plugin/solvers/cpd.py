@@ -68,10 +68,10 @@ class Cpd:
     :param curve_sweeps: sweeps for each of them.
     """
 
-    max_sweeps: int = 60
+    max_sweeps: int = 80
     rtol: float = 1e-5
-    stable_sweeps: int = 60
-    stable_rtol: float = 1e-3
+    stable_sweeps: int = 40
+    stable_rtol: float = 2e-3
     weighted_sweeps: int = 20
     input_steps: int = 2
     tap_steps: int = 1
