@@ -6,5 +6,6 @@
 from lowrank_plugin.dense import to_dense
 from lowrank_plugin.flow import apply, decompose, plan
 from lowrank_plugin.reporting import report
+from lowrank_plugin.state import get_state, restore
 
-__all__ = ["apply", "decompose", "plan", "report", "to_dense"]
+__all__ = ["apply", "decompose", "get_state", "plan", "report", "restore", "to_dense"]

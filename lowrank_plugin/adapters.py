@@ -201,7 +201,8 @@ def _outer_groups(chain: Sequence[Any]) -> int:
 
 
 def _assign(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer.weight = nn.Parameter(weight.clone())
+    # contiguous, because the strides decide which of torch's kernels runs, and a restored chain must equal this one
+    layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
     return layer

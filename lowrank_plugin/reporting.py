@@ -116,6 +116,8 @@ def make_record(
             "decomposer": entry["decomposer"] if each else DENSE,
             "rank": list(entry.get("rank", [])) if each else [],
             "kind": layer.kind,
+            "stages": [_sizes(shape) for shape in shapes] if each else [],
+            "bias": bool(each) and after.get_submodule(name)[-1].bias is not None,  # type: ignore[index]
             "macs": cost,
             "parameters": [
                 layer.shape.groups * sum(shape.parameters for shape in stages) for stages in ((dense,), shapes)
@@ -134,6 +136,15 @@ def make_record(
         "model": {"macs": [surveyed.macs, surveyed.macs - saved], "parameters": parameters},
         "layers": layers,
         "skipped": dict(surveyed.refusals),
+    }
+
+
+def _sizes(shape: StageShape) -> dict[str, Any]:
+    return {
+        "out": shape.out_channels,
+        "in": shape.in_channels,
+        "kernel": list(shape.kernel_size),
+        "groups": shape.groups,
     }
 
 
