@@ -44,18 +44,22 @@ class Task:
         return self.calibration[0][0][None]
 
 
-def configs(sample: Tensor, budget: float, overflow_fix: str) -> dict[str, dict[str, Any]]:
-    """The configs of the three compressed versions.
+def sections(budget: float, overflow_fix: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The compressed versions: what each is made from, and the section of the config that makes it.
 
-    :param sample: one image with a batch dimension of 1.
+    The last one starts from the low-rank network, so that its factors are solved for only once. A config with both
+    sections gives the same network.
+
     :param budget: the share of the MACs that may remain.
     :param overflow_fix: as NNCF's option of the same name.
     """
     lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}}
     quantization = {"algorithm": "quantization", "overflow_fix": overflow_fix}
-    sections = {"int8": [quantization], "lowrank": [lowrank], "lowrank + int8": [lowrank, quantization]}
-    info = {"sample_size": list(sample.shape)}
-    return {name: {"input_info": info, "compression": listed} for name, listed in sections.items()}
+    return {
+        "int8": ("original", quantization),
+        "lowrank": ("original", lowrank),
+        "lowrank + int8": ("lowrank", quantization),
+    }
 
 
 def measured(
@@ -77,13 +81,14 @@ def measured(
     """
     dataset = nncf.Dataset(DataLoader(task.calibration, batch_size=BATCH), lambda item: item[0])
     models, sizes = {"original": task.model}, {"original": measure.size(task.model, task.sample)}
-    for name, config in configs(task.sample, budget, overflow_fix).items():
-        log(f"\n{name}: create_compressed_model with {json.dumps(config['compression'])}")
+    for name, (source, section) in sections(budget, overflow_fix).items():
+        log(f"\n{name}: create_compressed_model on {source} with {json.dumps(section)}")
         start = time.perf_counter()
-        controller, models[name] = lowrank_nncf.create_compressed_model(task.model, config, dataset)
+        config = {"input_info": {"sample_size": list(task.sample.shape)}, "compression": section}
+        controller, models[name] = lowrank_nncf.create_compressed_model(models[source], config, dataset)
         log(f"{controller.statistics().to_str()}\n{name}: done in {time.perf_counter() - start:.1f} s")
         # Quantizers do not change the layers, so a quantized version counts as what it was made from.
-        sizes[name] = sizes["original"] if name == "int8" else measure.size(models["lowrank"], task.sample)
+        sizes[name] = measure.size(models[name], task.sample) if section["algorithm"] == "lowrank" else sizes[source]
     return _rows(task, models, sizes, folder, seconds, log)
 
 

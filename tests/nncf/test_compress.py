@@ -66,6 +66,13 @@ def test_both_sections_quantize_the_chain(model: nn.Module, dataset: nncf.Datase
     assert quantization.bits == (8,)
 
 
+def test_two_sections_equal_two_configs(model: nn.Module, images: Tensor, dataset: nncf.Dataset) -> None:
+    _, at_once = compress(model, dataset, LOWRANK, QUANTIZATION)
+    _, first = compress(model, dataset, LOWRANK)
+    _, second = compress(first, dataset, QUANTIZATION)
+    torch.testing.assert_close(outputs(second, images), outputs(at_once, images))
+
+
 def test_a_single_section_may_stand_without_a_list(model: nn.Module, dataset: nncf.Dataset) -> None:
     _, compressed = lowrank_nncf.create_compressed_model(model, {"compression": LOWRANK}, dataset)
     assert isinstance(compressed.conv, nn.Sequential)
