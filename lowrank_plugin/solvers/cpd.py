@@ -103,9 +103,10 @@ class Cpd:
         prepared = prepare(problem, self.input_steps, self.tap_steps)
         total = float(prepared.objective.energy.sum())
         white = whitened(prepared)
-        terms = slices(white)
+        ranks = rank_grid(_break_even(shape), problem.rank_multiple, self.curve_points)
+        terms = slices(white, ranks[-1])
         points = []
-        for rank in rank_grid(_break_even(shape), problem.rank_multiple, self.curve_points):
+        for rank in ranks:
             state = self._plain(white, terms, rank, problem, self.curve_sweeps).state
             error = float(prepared.objective.refit(unwhiten(prepared, state.factors)).error.sum())
             relative = math.sqrt(error / total) if total > 0 else 0.0
@@ -146,16 +147,15 @@ class Cpd:
         """
         width = lower(shape, rank)
         columns = shape.in_channels * shape.taps
-        covered = min(shape.out_channels, shape.in_channels) * shape.taps
         sums = shape.out_channels + shape.in_channels + shape.taps
         kernel = itemsize * shape.out_channels * columns
         factors = 8 * width * sums
         square = 8 * width * width
         # Kernel copies: scaled, and rotated or times the covariance; then terms of the slices or the sweep's own.
         weighted = norm in ("covariance", "two-sided")
-        copies = 1 + 2 * weighted + (norm != "frobenius")
-        begin = kernel * 4 + 3 * 8 * covered * sums
-        sweep = 5 * factors + 6 * square + (5 if weighted else 2) * itemsize * width * columns + 8 * covered * sums
+        copies = 1 + 4 * weighted
+        begin = kernel * 4 + 4 * factors
+        sweep = (6 + 2 * weighted) * factors + 6 * square + (5 if weighted else 2) * itemsize * width * columns
         return shape.groups * (copies * kernel + max(begin, sweep))
 
     def _solve(
@@ -168,7 +168,7 @@ class Cpd:
         objective = prepared.objective
         total = float(objective.energy.sum())
         white = whitened(prepared)
-        outcome = self._plain(white, slices(white), rank, problem, self.max_sweeps)
+        outcome = self._plain(white, slices(white, rank), rank, problem, self.max_sweeps)
         done = len(outcome.errors) - 1
         if objective.covariance is not None or objective.rows is not None:
             begin = unwhiten(prepared, outcome.state.factors)

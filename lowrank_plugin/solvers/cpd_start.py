@@ -147,8 +147,8 @@ class Slices:
     Any number of leading terms is a CP decomposition without a single cancelling pair, and its error is known: an
     upper bound of the best error at every rank at once.
 
-    :param factors: all terms.
-    :param squares: squared norms of the terms, [G, terms].
+    :param factors: the strongest terms.
+    :param squares: squared norms of all terms, [G, K min(T, S)].
     """
 
     factors: Factors
@@ -156,36 +156,37 @@ class Slices:
 
     @property
     def terms(self) -> int:
-        """How many there are: with all of them the kernel is met exactly."""
-        return self.factors.rank
+        """How many there are in all: with all of them the kernel is met exactly."""
+        return int(self.squares.shape[1])
 
 
-def slices(kernel: Tensor) -> Slices:
+def slices(kernel: Tensor, largest: int) -> Slices:
     """Decompose the slices of a kernel along its principal taps by SVD.
 
-    >>> squares = slices(torch.ones(1, 3, 2, 4)).squares
+    >>> squares = slices(torch.ones(1, 3, 2, 4), 1).squares
     >>> [round(x, 4) + 0.0 for x in squares[0].tolist()[:2]]
     [24.0, 0.0]
 
     :param kernel: [G, T, S, K].
-    :return: K min(T, S) terms.
+    :param largest: how many terms are wanted.
+    :return: the strongest terms.
     """
     moment = torch.einsum("gtsk,gtsl->gkl", kernel, kernel).double()
     basis = torch.linalg.eigh(moment).eigenvectors.flip(2)
     turned = torch.einsum("gtsk,gkl->glts", kernel, basis.to(kernel))
     left, values, right = torch.linalg.svd(turned, full_matrices=False)
     per_slice = values.shape[2]
-    order = values.flatten(1).argsort(dim=1, descending=True, stable=True)
-    strength = values.flatten(1).gather(1, order).double()
+    strength, order = values.flatten(1).double().sort(dim=1, descending=True, stable=True)
+    order = order[:, :largest]
+    kept = strength[:, None, :largest]
 
     def pick(columns: Tensor) -> Tensor:
-        """[G, n, all terms] in descending order of strength, float64."""
-        return columns.gather(2, order[:, None].expand(-1, columns.shape[1], -1)).double()
+        """[G, L, n, terms of a slice] to [G, n, terms] in descending order of strength, float64."""
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        return columns[rows, order // per_slice, :, order % per_slice].mT.double()
 
-    out = pick(left.movedim(1, 2).flatten(2))
-    inp = pick(right.mT.movedim(1, 2).flatten(2))
-    tap = pick(basis.repeat_interleave(per_slice, dim=2))
-    return Slices(rescale(Factors(out * strength[:, None], inp, tap)), strength.square())
+    taps = basis.gather(2, (order // per_slice)[:, None].expand(-1, basis.shape[1], -1))
+    return Slices(rescale(Factors(pick(left) * kept, pick(right.mT), taps)), strength.square())
 
 
 def start(kernel_slices: Slices, rank: int, generator: torch.Generator, spread: float) -> Factors:

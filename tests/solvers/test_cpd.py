@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -54,7 +55,7 @@ def test_solver_and_measurement_agree_on_the_error(case: Case) -> None:
 @every_case
 def test_error_never_rises(case: Case) -> None:
     errors = fit(case.problem).statistics["errors"]
-    assert all(later <= earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(errors))
 
 
 @every_case
@@ -283,3 +284,17 @@ def test_cuda_agrees(cuda: torch.device) -> None:
     assert there.value is not None and there.value.stages[0].weight.is_cuda
     # Sweeps amplify rounding, so only the errors they reach are comparable.
     assert error(there) == pytest.approx(error(here), rel=0.02)
+
+
+@pytest.mark.parametrize("norm", ["frobenius", "covariance", "two-sided"])
+@pytest.mark.parametrize("rank", [48, 96])
+def test_peak_memory_is_as_stated(norm: str, rank: int) -> None:
+    from test_memory import allocated, problems
+
+    problem = problems()[norm]
+    method = Cpd(max_sweeps=3, weighted_sweeps=3, stable_sweeps=3)
+    stated = method.fit(problem, (rank,)).statistics["peak_bytes"]
+    measured = allocated(lambda: method.fit(problem, (rank,)))
+    assert measured <= stated <= 1.5 * measured
+    if problem.norm.covariance is not None:
+        assert stated <= 3 * (problem.kernel.nbytes + problem.norm.covariance.nbytes)
