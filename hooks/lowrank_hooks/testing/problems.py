@@ -1,0 +1,106 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Small problems in every norm, awkward ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_hooks import Norm, Problem
+
+KERNEL_SIZES: dict[int, tuple[int, ...]] = {0: (), 1: (3,), 2: (3, 3), 3: (2, 3, 2)}
+"""The kernel used for each number of spatial axes."""
+
+NORMS = ("frobenius", "covariance", "singular", "two-sided")
+"""``"singular"`` is a covariance that is blind to half of the directions."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem that a decomposer is tried on.
+
+    :param name: the id of the test.
+    :param problem: the problem, float64 on the CPU.
+    """
+
+    name: str
+    problem: Problem
+
+    @property
+    def refusable(self) -> bool:
+        """Whether a decomposer may refuse it: any norm but the Frobenius norm."""
+        return self.problem.norm.name != "frobenius"
+
+
+def make_problem(
+    kernel_size: tuple[int, ...] = (3, 3),
+    norm: str = "frobenius",
+    *,
+    groups: int = 1,
+    out_channels: int = 6,
+    in_channels: int = 5,
+    seed: int = 0,
+) -> Problem:
+    """A problem whose kernel has falling singular values in every direction, as trained kernels have.
+
+    >>> problem = make_problem((3,), "two-sided", groups=2)
+    >>> problem.kernel.shape, problem.norm.name
+    (torch.Size([2, 6, 5, 3]), 'two-sided')
+
+    :param kernel_size: taps on each spatial axis; empty for a linear layer.
+    :param norm: one of ``NORMS``.
+    :param groups: groups of the layer.
+    :param out_channels: outputs of one group.
+    :param in_channels: inputs of one group.
+    :param seed: of all draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kernel = torch.randn(groups, out_channels, in_channels, *kernel_size, generator=generator, dtype=torch.float64)
+    for axis in range(1, kernel.dim()):
+        size = kernel.shape[axis]
+        basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+        scale = 0.7 ** torch.arange(size, dtype=torch.float64)
+        kernel = (kernel.movedim(axis, -1) @ (basis * scale) @ basis.mT).movedim(-1, axis)
+    columns = kernel[0, 0].numel()
+    covariance = gradient = None
+    if norm != "frobenius":
+        samples = max(columns // 2, 1) if norm == "singular" else 2 * columns
+        covariance = _moment(groups, columns, samples, generator)
+    if norm == "two-sided":
+        gradient = _moment(groups, out_channels, 2 * out_channels, generator)
+    return Problem(kernel, Norm(covariance, gradient), seed=seed)
+
+
+def _moment(groups: int, size: int, samples: int, generator: torch.Generator) -> Tensor:
+    """The second moment [G, size, size] of random vectors whose entries differ in size."""
+    vectors = torch.randn(groups, samples, size, generator=generator, dtype=torch.float64)
+    vectors = vectors * 0.8 ** torch.arange(size, dtype=torch.float64)
+    moment = vectors.mT @ vectors / samples
+    return (moment + moment.mT) / 2
+
+
+def cases(spatial_axes: Iterable[int]) -> list[Case]:
+    """The problems for a decomposer.
+
+    >>> [case.name for case in cases({0})][:3]
+    ['linear-frobenius', 'linear-covariance', 'linear-singular']
+
+    :param spatial_axes: the numbers of spatial axes it takes.
+    :return: every number of axes in two norms, one of them in all norms, grouped, and with more outputs than inputs.
+    """
+    axes = sorted(spatial_axes)
+    main = 2 if 2 in axes else axes[0]
+    found = []
+    for count in axes:
+        label = "linear" if count == 0 else f"conv{count}d"
+        for norm in NORMS if count == main else NORMS[:2]:
+            found.append(Case(f"{label}-{norm}", make_problem(KERNEL_SIZES[count], norm)))
+    size = KERNEL_SIZES[main]
+    found.append(Case("grouped", make_problem(size, "covariance", groups=2) if main else make_problem(size)))
+    found.append(Case("pointwise-wide", make_problem((1,) * main, "covariance", out_channels=8, in_channels=3)))
+    return found

@@ -1,0 +1,51 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Each check of the conformance kit sees the fault that it is there for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowrank_hooks.testing import DecomposerConformance
+
+# The planted faults are a plain module beside the tests.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from broken import FAULTS, Sound
+
+CHECKS = [name for name in vars(DecomposerConformance) if name.startswith("test_")]
+NEEDS_A_DEVICE = {"test_cuda_agrees_with_the_cpu"}
+
+
+def failed(decomposer: object, check: str) -> list[str]:
+    """The problems at which a check fails."""
+    kit = type("TestIt", (DecomposerConformance,), {"decomposer": decomposer, "spatial_axes": frozenset({0, 2})})
+    names = []
+    function = getattr(kit(), check)
+    wanted = "case" in getattr(DecomposerConformance, check).__code__.co_varnames[:2]
+    for case in kit.cases() if wanted else [None]:
+        try:
+            function(*([case] if case else []))
+        except pytest.skip.Exception:
+            continue
+        except (AssertionError, pytest.fail.Exception):
+            names.append(case.name if case else "")
+    return names
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_fault_is_seen(fault):
+    assert failed(fault.decomposer(), fault.check)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_sound_one_passes(check):
+    assert not failed(Sound(), check)
+
+
+def test_every_check_has_a_planted_fault():
+    assert {fault.check for fault in FAULTS} == set(CHECKS) - NEEDS_A_DEVICE
