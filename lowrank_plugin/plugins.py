@@ -30,6 +30,7 @@ KINDS = {
     "layer adapter": "lowrank_layer_adapters",
     "cost model": "lowrank_cost_models",
     "rank policy": "lowrank_rank_policies",
+    "compression algorithm": "lowrank_compression_algorithms",
 }
 
 

@@ -9,6 +9,8 @@ from lowrank_hooks.norm import Norm
 from lowrank_hooks.problem import Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
 from lowrank_hooks.records import (
     API_VERSION,
+    CompressionAlgorithmRecord,
+    CompressionContext,
     CostModelRecord,
     DecomposerRecord,
     LayerAdapterRecord,
@@ -21,6 +23,8 @@ from lowrank_hooks.specs import PROJECT, hookimpl
 __all__ = [
     "API_VERSION",
     "PROJECT",
+    "CompressionAlgorithmRecord",
+    "CompressionContext",
     "CostModelRecord",
     "Decomposer",
     "DecomposerRecord",

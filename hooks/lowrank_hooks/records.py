@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -106,6 +106,50 @@ class RankPolicyRecord:
 
     name: str
     allocate: Callable[[Mapping[str, Sequence[Option]], float], Mapping[str, int]]
+    summary: str = ""
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True)
+class CompressionContext:
+    """What a config says for all of its algorithms alike.
+
+    :param dataset: the calibration data as the host knows them (``nncf.Dataset``); None if there are none.
+    :param example_input: an example input of the model; None if it is to be taken from the data.
+    :param target_device: the device the network will run on.
+    """
+
+    dataset: Any = None
+    example_input: Any = None
+    target_device: str = "ANY"
+
+
+@dataclass(frozen=True)
+class CompressionAlgorithmRecord:
+    """An algorithm that a config may list beside ``"lowrank"`` and ``"quantization"``.
+
+    Its place is declared by the names of the algorithms it must come after and before. Names that a config does not
+    use count for nothing, so algorithms that are not installed may be named.
+
+    :param name: what users write under ``"algorithm"``.
+    :param apply: called with the model, the section and the context; returns the compressed model and its statistics,
+        JSON values or an object with ``to_str`` and ``to_dict``. Never changes the model it is given.
+    :param schema: JSON schema of the section without the key ``"algorithm"``. Where it has ``"ignored_scopes"`` or
+        ``"target_scopes"``, those of the whole config are added.
+    :param check: called with the model, the section and the context before any algorithm runs; raises ValueError
+        where the section cannot be used. None checks the schema only.
+    :param after: names of algorithms that must come earlier in a config.
+    :param before: names of algorithms that must come later in a config.
+    :param summary: one line for listings.
+    :param api_version: the contract it was written for.
+    """
+
+    name: str
+    apply: Callable[[nn.Module, Mapping[str, Any], CompressionContext], tuple[nn.Module, Any]]
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    check: Callable[[nn.Module, Mapping[str, Any], CompressionContext], None] | None = None
+    after: frozenset[str] = frozenset()
+    before: frozenset[str] = frozenset()
     summary: str = ""
     api_version: int = API_VERSION
 

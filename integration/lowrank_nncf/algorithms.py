@@ -6,55 +6,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import nncf
 from torch import nn
 
 import lowrank_plugin
+from lowrank_hooks import CompressionAlgorithmRecord as Algorithm
+from lowrank_hooks import CompressionContext as Context
 from lowrank_nncf import scopes
 from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import nncf_logging, progress
 from lowrank_nncf.schema import SCOPES
 from lowrank_nncf.statistics import QuantizationStatistics
+from lowrank_plugin.errors import PluginError
+from lowrank_plugin.plugins import DISABLE_VARIABLE, OWN_DISTRIBUTION, manager
 from lowrank_plugin.settings import SCHEMA, Settings
 
 
-@dataclass(frozen=True)
-class Context:
-    """What the whole config says, for every section alike.
-
-    :param dataset: the calibration data.
-    :param example_input: an example input of the model; None if it is to be taken from the data.
-    :param target_device: the device the network will run on.
-    """
-
-    dataset: nncf.Dataset | None = None
-    example_input: Any = None
-    target_device: str = "ANY"
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """One algorithm.
-
-    :param name: what users write under ``"algorithm"``.
-    :param stage: algorithms must come in the order of their stages.
-    :param schema: JSON schema of the section without ``"algorithm"``.
-    :param check: finds what is wrong with a section before any work is done.
-    :param apply: returns the compressed model and its statistics; never changes the model it is given.
-    """
-
-    name: str
-    stage: int
-    schema: Mapping[str, Any]
-    check: Callable[[Mapping[str, Any], nn.Module, Context], None]
-    apply: Callable[[nn.Module, Mapping[str, Any], Context], tuple[nn.Module, Any]]
-
-
-def _check_lowrank(section: Mapping[str, Any], model: nn.Module, context: Context) -> None:
+def _check_lowrank(model: nn.Module, section: Mapping[str, Any], context: Context) -> None:
     with as_nncf_errors():
         Settings.from_mapping(section)
     if context.dataset is None and context.example_input is None:
@@ -73,7 +44,7 @@ def _apply_lowrank(model: nn.Module, section: Mapping[str, Any], context: Contex
         return compressed, lowrank_plugin.report(compressed)
 
 
-def _check_quantization(section: Mapping[str, Any], model: nn.Module, context: Context) -> None:
+def _check_quantization(model: nn.Module, section: Mapping[str, Any], context: Context) -> None:
     if context.dataset is None:
         msg = "'quantization' needs calibration data. Pass dataset=nncf.Dataset(loader, transform)."
         raise ConfigurationError(msg)
@@ -170,8 +141,37 @@ _QUANTIZATION: dict[str, Any] = {
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("lowrank", 0, SCHEMA, _check_lowrank, _apply_lowrank),
-        Algorithm("quantization", 2, _QUANTIZATION, _check_quantization, _apply_quantization),
+        Algorithm("lowrank", _apply_lowrank, SCHEMA, _check_lowrank, summary="chains of smaller layers"),
+        Algorithm(
+            "quantization",
+            _apply_quantization,
+            _QUANTIZATION,
+            _check_quantization,
+            after=frozenset({"lowrank"}),
+            summary="NNCF's post-training quantization",
+        ),
     )
 }
-"""The algorithms by name, in the order in which a config must have them."""
+"""The algorithms that come with this package, by name."""
+
+
+def algorithms() -> dict[str, Algorithm]:
+    """All algorithms that a config may name: those of this package, and those of installed plugins.
+
+    >>> list(algorithms())[:2]
+    ['lowrank', 'quantization']
+
+    :return: the algorithms by name.
+    :raises PluginError: where a plugin offers a name that is taken.
+    """
+    found = dict(ALGORITHMS)
+    for name, entry in manager().registered("compression algorithm").items():
+        if name in found:
+            msg = (
+                f"Two plugins offer a compression algorithm named {name!r}: {OWN_DISTRIBUTION} and "
+                f"{entry.distribution}. Uninstall the second, or name it in the environment variable "
+                f"{DISABLE_VARIABLE}."
+            )
+            raise PluginError(msg)
+        found[name] = entry.record
+    return found

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import nncf
 from nncf.torch.function_hook.hook_storage import HookStorage
 from torch import nn
 
+from lowrank_hooks import CompressionContext
 from lowrank_nncf import scopes
-from lowrank_nncf.algorithms import ALGORITHMS, Context
+from lowrank_nncf.algorithms import algorithms
 from lowrank_nncf.controller import CompressionController
 from lowrank_nncf.errors import ConfigurationError, ModelError
 from lowrank_nncf.inputs import example_input
+from lowrank_nncf.order import check_order
 from lowrank_nncf.schema import validated
 from lowrank_nncf.statistics import Statistics
 
@@ -37,41 +39,33 @@ def create_compressed_model(
 
     :param model: the model, in any mode and on any device.
     :param config: a dictionary with the key ``"compression"``: a section or a list of sections, in the order
-        ``"lowrank"``, ``"quantization"``; optionally ``"input_info"``, ``"target_device"``, ``"ignored_scopes"``
-        and ``"target_scopes"``, as in NNCF 2.
+        ``"lowrank"``, ``"quantization"``, with algorithms of installed plugins where they say; optionally
+        ``"input_info"``, ``"target_device"``, ``"ignored_scopes"`` and ``"target_scopes"``, as in NNCF 2.
     :param dataset: the calibration data; no labels are used.
     :return: the controller and the compressed model.
     :raises nncf.ValidationError: where the config, the data or the budget cannot be used.
     :raises nncf.UnsupportedModelError: where the model already carries NNCF's hooks.
     """
-    sections = validated(config, {name: algorithm.schema for name, algorithm in ALGORITHMS.items()})
-    _check_order([section["algorithm"] for section in sections])
+    known = algorithms()
+    sections = validated(config, {name: algorithm.schema for name, algorithm in known.items()})
+    check_order([known[section["algorithm"]] for section in sections])
     _check_model(model)
     _check_dataset(dataset)
-    context = Context(dataset, example_input(config.get("input_info"), model), config.get("target_device", "ANY"))
-    steps = [(ALGORITHMS[section["algorithm"]], _with_global_scopes(section, config)) for section in sections]
+    example = example_input(config.get("input_info"), model)
+    context = CompressionContext(dataset, example, config.get("target_device", "ANY"))
+    steps = [
+        (known[section["algorithm"]], _with_global_scopes(section, config, known[section["algorithm"]].schema))
+        for section in sections
+    ]
     for algorithm, section in steps:
-        algorithm.check(section, model, context)
+        if algorithm.check is not None:
+            algorithm.check(model, section, context)
 
     compressed, statistics = model, {}
     for algorithm, section in steps:
         nncf.nncf_logger.info(f"Applying {algorithm.name}")
         compressed, statistics[algorithm.name] = algorithm.apply(compressed, section, context)
-    return CompressionController(compressed, Statistics(**statistics), context), compressed
-
-
-def _check_order(names: Sequence[str]) -> None:
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        msg = f"Algorithm {repeated!r} appears {names.count(repeated)} times in config['compression']; give it once."
-        raise ConfigurationError(msg)
-    right = sorted(names, key=lambda name: ALGORITHMS[name].stage)
-    if list(names) != right:
-        msg = (
-            f"The sections of config['compression'] come in the order {', '.join(names)}. The order must be "
-            f"{', '.join(right)}: an algorithm must see the layers that the one before it leaves."
-        )
-        raise ConfigurationError(msg)
+    return CompressionController(compressed, Statistics.of(statistics), context), compressed
 
 
 def _check_model(model: nn.Module) -> None:
@@ -96,10 +90,12 @@ def _check_dataset(dataset: object) -> None:
         raise ConfigurationError(msg)
 
 
-def _with_global_scopes(section: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_global_scopes(
+    section: Mapping[str, Any], config: Mapping[str, Any], schema: Mapping[str, Any]
+) -> dict[str, Any]:
     merged = {key: value for key, value in section.items() if key != "algorithm"}
     for key in ("ignored_scopes", "target_scopes"):
         both = scopes.as_list(config.get(key)) + scopes.as_list(section.get(key))
-        if both:
+        if both and key in schema.get("properties", {}):
             merged[key] = both
     return merged

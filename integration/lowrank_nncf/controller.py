@@ -15,7 +15,7 @@ import torch
 from nncf.torch.function_hook import is_wrapped
 from torch import Tensor, nn
 
-from lowrank_nncf.algorithms import Context
+from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
 from lowrank_nncf.statistics import Statistics
 
@@ -28,7 +28,7 @@ class CompressionController:
     :param context: what the config said for all sections.
     """
 
-    def __init__(self, model: nn.Module, statistics: Statistics, context: Context) -> None:
+    def __init__(self, model: nn.Module, statistics: Statistics, context: CompressionContext) -> None:
         self.model = model
         self._statistics = statistics
         self._context = context

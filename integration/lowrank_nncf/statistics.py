@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nncf.torch.function_hook.hook_storage import HookStorage
@@ -67,20 +68,38 @@ class Statistics:
 
     :param lowrank: the per-layer report of the decomposition; None if the config has no such section.
     :param quantization: the quantizers; None if the config has no such section.
+    :param others: what algorithms of third parties returned, by their names.
     """
 
     lowrank: Report | None = None
     quantization: QuantizationStatistics | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, by_name: Mapping[str, Any]) -> Statistics:
+        """Sort the statistics of a config's algorithms.
+
+        >>> Statistics.of({"weight_clustering": {"clusters": 16}}).to_str()
+        "weight_clustering: {'clusters': 16}"
+
+        :param by_name: what each algorithm returned.
+        """
+        own = {name: by_name.get(name) for name in ("lowrank", "quantization")}
+        return cls(**own, others={name: value for name, value in by_name.items() if name not in own})
 
     def to_str(self) -> str:
         """Return a text with a table of the layers."""
-        return "\n\n".join(part.to_str() for part in (self.lowrank, self.quantization) if part is not None)
+        parts = [part.to_str() for part in (self.lowrank, self.quantization) if part is not None]
+        for name, value in self.others.items():
+            parts.append(value.to_str() if hasattr(value, "to_str") else f"{name}: {value}")
+        return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "lowrank": None if self.lowrank is None else self.lowrank.to_dict(),
             "quantization": None if self.quantization is None else asdict(self.quantization),
+            **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in self.others.items()},
         }
 
 
