@@ -22,10 +22,12 @@ from lowrank_plugin.solvers.driver import Outcome
 from lowrank_plugin.solvers.sensitivity import Factors, component_norms, congruence, rescale, sensitivity
 from lowrank_plugin.solvers.stable_cpd import least_squares, stabilise
 
-DEGENERATE_ENERGY = 5.0
-"""Sum of squared component norms over the squared norm of the kernel from which a decomposition may be degenerate."""
-DEGENERATE_CONGRUENCE = -0.8
-"""The cosine of two components below which they are said to cancel each other."""
+DEGENERATE_ENERGY = 10.0
+"""Sum of squared component norms over the squared norm of the kernel above which components cancel on a large scale.
+
+Healthy decompositions of trained kernels have 0.3 to 5."""
+DEGENERATE_PAIR = (5.0, -0.8)
+"""The same where two components are opposed: least energy, and the cosine below which they count as opposed."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ class Cpd:
     >>> round(solution.statistics["component_energy"], 2)
     1.0
 
-    :param max_sweeps: the most least squares sweeps on the kernel, or on the whitened kernel.
+    :param max_sweeps: the most least squares sweeps in a plain norm.
     :param rtol: relative decrease of the squared error in a sweep that counts as progress.
     :param stable_sweeps: the most sweeps that lower the sensitivity, in a plain norm.
     :param stable_rtol: relative decrease of the sensitivity in a sweep that counts as progress.
     :param weighted_sweeps: the most sweeps of either kind under a covariance, where one costs several times as much.
+    :param whitened_sweeps: least squares sweeps on the whitened kernel that come before them.
     :param input_steps: conjugate-gradient steps a sweep for the inputs (covariance norms only).
     :param tap_steps: the same for the taps.
     :param spread: size of the random part of the starting taps.
@@ -72,12 +75,13 @@ class Cpd:
     rtol: float = 1e-5
     stable_sweeps: int = 40
     stable_rtol: float = 2e-3
-    weighted_sweeps: int = 20
+    weighted_sweeps: int = 25
+    whitened_sweeps: int = 40
     input_steps: int = 2
     tap_steps: int = 1
     spread: float = 0.5
-    curve_points: int = 5
-    curve_sweeps: int = 5
+    curve_points: int = 4
+    curve_sweeps: int = 4
 
     def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
         """See :meth:`lowrank_hooks.Decomposer.structure`."""
@@ -90,7 +94,7 @@ class Cpd:
         )
 
     def curve(self, problem: Problem) -> Sequence[Point]:
-        """Errors after a few sweeps at ranks up to the one at which the chain is as large as the kernel.
+        """Errors after a few sweeps at ranks up to the one at which the chain has three quarters of the weights.
 
         They are upper bounds of what a fit reaches, the slack included.
 
@@ -103,7 +107,7 @@ class Cpd:
         prepared = prepare(problem, self.input_steps, self.tap_steps)
         total = float(prepared.objective.energy.sum())
         white = whitened(prepared)
-        ranks = rank_grid(_break_even(shape), problem.rank_multiple, self.curve_points)
+        ranks = rank_grid(_largest_offered(shape), problem.rank_multiple, self.curve_points)
         terms = slices(white, ranks[-1])
         points = []
         for rank in ranks:
@@ -168,9 +172,11 @@ class Cpd:
         objective = prepared.objective
         total = float(objective.energy.sum())
         white = whitened(prepared)
-        outcome = self._plain(white, slices(white, rank), rank, problem, self.max_sweeps)
+        weighted = objective.covariance is not None or objective.rows is not None
+        begun = self.whitened_sweeps if weighted else self.max_sweeps
+        outcome = self._plain(white, slices(white, rank), rank, problem, begun)
         done = len(outcome.errors) - 1
-        if objective.covariance is not None or objective.rows is not None:
+        if weighted:
             begin = unwhiten(prepared, outcome.state.factors)
             outcome = least_squares(objective, begin, self.weighted_sweeps, self.rtol)
             done += len(outcome.errors) - 1
@@ -215,10 +221,10 @@ def _fits(shape: KernelShape) -> bool:
     return 1 <= len(shape.kernel_size) <= 3 and shape.taps > 1
 
 
-def _break_even(shape: KernelShape) -> int:
-    """The largest rank at which the chain has no more weights than the kernel, at least 1."""
+def _largest_offered(shape: KernelShape) -> int:
+    """The rank at which the chain has three quarters of the kernel's weights, at least 1: beyond, little is saved."""
     t, s, k = shape.out_channels, shape.in_channels, shape.taps
-    return max(1, min(t * s * k // (t + s + k), k * min(t, s)))
+    return max(1, min(3 * t * s * k // (4 * (t + s + k)), k * min(t, s)))
 
 
 def _sensitivity(factors: Factors, scale: float) -> float:
@@ -255,11 +261,13 @@ def diagnose(factors: Factors, kernel: Tensor, scale: float = 1.0) -> dict[str, 
 
 
 def is_degenerate(statistics: dict[str, float]) -> bool:
-    """Whether components are huge and cancel each other.
+    """Whether components are huge and cancel each other, in pairs or many at a time.
 
     :param statistics: from :func:`diagnose`.
     """
-    return statistics["component_energy"] > DEGENERATE_ENERGY and statistics["congruence"] < DEGENERATE_CONGRUENCE
+    energy, opposed = DEGENERATE_PAIR
+    pair = statistics["component_energy"] > energy and statistics["congruence"] < opposed
+    return pair or statistics["component_energy"] > DEGENERATE_ENERGY
 
 
 def chain_factors(chain: Factorization) -> Factors:
