@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from lowrank_hooks import CostModelRecord, DecomposerRecord, KernelShape, Option
 from lowrank_plugin.costs import macs, parameters
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.survey import Layer
+
+logger = logging.getLogger("lowrank_plugin")
 
 DENSE = "dense"
 
@@ -84,14 +87,20 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
     :param problem: the kernel and the norm.
     :param pricing: for the costs.
     :param records: the decomposers that compete.
-    :return: the dense choice first; alone, where no chain would be cheaper.
+    :return: the dense choice first; alone, where no chain would be cheaper. A decomposer that refuses the problem with
+        a ValueError, such as for its norm, leaves the others to compete.
     """
     dense = pricing.dense()
     found = [dense]
     for record in records:
         if not fits(record, problem.shape):
             continue
-        for point in record.decomposer.curve(problem):
+        try:
+            curve = record.decomposer.curve(problem)
+        except ValueError as error:
+            logger.warning("%s does not compete: %s", record.name, error)
+            continue
+        for point in curve:
             stages = record.decomposer.structure(problem.shape, point.rank)
             proposal = pricing.proposal(record.name, point.rank, point.error, stages)
             if proposal.cost < dense.cost:

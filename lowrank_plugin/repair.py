@@ -13,93 +13,54 @@ from torch import Tensor, nn
 
 from lowrank_hooks import StepEvent
 from lowrank_plugin.batches import Progress, call, evaluating, no_progress
+from lowrank_plugin.moments import ChannelStatistics
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer
 
 _LARGEST_SCALE = 2.0
 
 
-class ChannelStatistics:
-    """Streaming mean and variance of each channel, in float64.
-
-    >>> statistics = ChannelStatistics()
-    >>> statistics.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
-    >>> statistics.mean, statistics.variance
-    (tensor([2., 5.], dtype=torch.float64), tensor([1., 0.], dtype=torch.float64))
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self._squares: Tensor = torch.zeros(())
-
-    def add(self, vectors: Tensor) -> None:
-        """Take in vectors [N, C], by the pairwise update of Chan, Golub and LeVeque."""
-        added = vectors.shape[0]
-        mean = vectors.mean(dim=0, dtype=torch.float64)
-        squares = (vectors - mean.to(vectors)).square().sum(dim=0, dtype=torch.float64)
-        if self.count == 0:
-            self.count, self.mean, self._squares = added, mean, squares
-            return
-        total, delta = self.count + added, mean - self.mean
-        self._squares = self._squares + squares + delta.square() * (self.count * added / total)
-        self.mean = self.mean + delta * (added / total)
-        self.count = total
-
-    @property
-    def variance(self) -> Tensor:
-        """[C]."""
-        return self._squares / max(self.count, 1)
-
-
 def match_moments(
-    original: nn.Module,
     compressed: nn.Module,
+    templates: Mapping[str, nn.Module],
     layers: Mapping[str, Layer],
+    wanted: Mapping[str, ChannelStatistics],
     batches: Sequence[Any],
     progress: Progress = no_progress,
 ) -> None:
     """Give every chain a scale and a shift a channel, absorbed into its last stage.
 
-    The networks run side by side, batch by batch. While the compressed one runs, each chain's output is corrected with
-    what was seen so far before it goes on, so that later chains are matched on the input they will really get.
+    While the compressed network runs, each chain's output is corrected with what was seen so far before it goes on, so
+    that later chains are matched on the input they will really get.
 
-    :param original: the network before compression.
     :param compressed: the network with chains, changed in place.
-    :param layers: the layers that have become chains.
-    :param batches: model inputs.
+    :param templates: the layers that the chains came from, by name.
+    :param layers: how those are seen.
+    :param wanted: the statistics of their outputs in the original network.
+    :param batches: model inputs, the same that those statistics are from.
     :param progress: shows a bar.
     """
-    wanted = {name: ChannelStatistics() for name in layers}
     seen = {name: ChannelStatistics() for name in layers}
 
-    def observe(layer: Layer, statistics: ChannelStatistics, module: nn.Module, output: Tensor) -> None:
-        view = layer.adapter.outputs(module, output.detach())
-        vectors = view.reshape(-1, layer.shape.groups * layer.shape.out_channels)
-        statistics.add(vectors if vectors.dtype == torch.float64 else vectors.float())
-
-    def observing(layer: Layer) -> Any:
-        return lambda module, args, output: observe(layer, wanted[layer.name], module, output)
-
-    def correcting(layer: Layer, template: nn.Module) -> Any:
+    def correcting(layer: Layer) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            observe(layer, seen[layer.name], template, output)
+            result = output.clone()
+            view = layer.adapter.outputs(templates[layer.name], result)
+            seen[layer.name].add(view, channel_axes=2)
             scale, shift = correction(wanted[layer.name], seen[layer.name])
-            return _per_channel(layer, template, output, scale, shift)
+            size = view.shape[-2:]
+            view.mul_(scale.to(view).reshape(size)).add_(shift.to(view).reshape(size))
+            return result
 
         return hook
 
-    handles = [original.get_submodule(name).register_forward_hook(observing(layer)) for name, layer in layers.items()]
-    handles += [
-        compressed.get_submodule(name).register_forward_hook(correcting(layer, original.get_submodule(name)))
-        for name, layer in layers.items()
+    handles = [
+        compressed.get_submodule(name).register_forward_hook(correcting(layer)) for name, layer in layers.items()
     ]
     try:
-        with evaluating(original), evaluating(compressed):
-            for done, batch in enumerate(
-                progress(batches, description="Matching moments", total=len(batches)), start=1
-            ):
-                call(original, batch)
+        with evaluating(compressed):
+            shown = progress(batches, description="Matching moments", total=len(batches))
+            for done, batch in enumerate(shown, start=1):
                 call(compressed, batch)
                 manager().hook.lowrank_step(event=StepEvent("repair", done, len(batches)))
     finally:
@@ -135,17 +96,14 @@ def absorb(last: Any, scale: Tensor, shift: Tensor) -> None:
     """
     with torch.no_grad():
         weight = last.weight
-        weight.mul_(scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:])))
+        # torch keeps the outputs of a transposed convolution on the second axis, those of each group alone
+        if getattr(last, "transposed", False):
+            by_group = weight.unflatten(0, (last.groups, -1)).transpose(1, 2)
+            by_group.mul_(scale.to(weight).reshape(*by_group.shape[:2], *(1 for _ in by_group.shape[2:])))
+        else:
+            weight.mul_(scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:])))
         bias = shift if last.bias is None else last.bias.double() * scale + shift
         if last.bias is None:
             last.bias = nn.Parameter(bias.to(weight), requires_grad=weight.requires_grad)
         else:
             last.bias.copy_(bias)
-
-
-def _per_channel(layer: Layer, template: nn.Module, output: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    result = output.clone()
-    view = layer.adapter.outputs(template, result)
-    size = view.shape[-2:]
-    view.mul_(scale.to(view).reshape(size)).add_(shift.to(view).reshape(size))
-    return result
