@@ -3,8 +3,8 @@
 
 """Low-rank compression of PyTorch networks: layers become chains of smaller plain torch.nn layers."""
 
+from lowrank_plugin.api import apply, decompose, plan
 from lowrank_plugin.dense import to_dense
-from lowrank_plugin.flow import apply, decompose, plan
 from lowrank_plugin.reporting import report
 from lowrank_plugin.state import get_state, restore
 

@@ -32,7 +32,7 @@ class ConvAdapter:
 
     def refusal(self, module: Any) -> str | None:
         """Depthwise convolutions have nothing to factorise across channels."""
-        if module.in_channels == module.groups:
+        if module.in_channels == module.groups > 1:
             return "depthwise: each group has a single input channel, so there is nothing to factorise across channels"
         return None
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, StepEvent
 from lowrank_plugin import fitting, planning
-from lowrank_plugin.batches import Progress, no_progress, take_batches
+from lowrank_plugin.batches import Progress, take_batches
 from lowrank_plugin.errors import BudgetError, CalibrationError, ConfigurationError, PlanError
 from lowrank_plugin.gradients import collect_gradients
-from lowrank_plugin.moments import Moments, collect
+from lowrank_plugin.moments import Moments, Observed, collect
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.policies import cheapest_within
 from lowrank_plugin.propose import Pricing, Proposal, by_hand, options, propose
@@ -53,7 +53,7 @@ class Flow:
             msg = "Give calibration data or an example_input: the model is run once to see its layers and their sizes."
             raise CalibrationError(msg)
         self.survey = self._surveyed(self.batches[0] if example is None else example)
-        self.moments: dict[str, Moments] = {}
+        self.observed: dict[str, Observed] = {}
         self.gradients: dict[str, torch.Tensor] = {}
         self._problems: dict[str, Problem] = {}
 
@@ -63,27 +63,26 @@ class Flow:
         return found
 
     def collect(self, names: Sequence[str]) -> None:
-        """Collect the moments of some layers; those with NaN or infinite inputs are refused from now on."""
-        if self.norm == "frobenius":
+        """Look at some layers while the model runs; those with NaN or infinite inputs are refused from now on."""
+        if not self.batches:
             return
-        layers = {name: self.survey.layers[name] for name in names}
-        self.moments = collect(
+        self.observed = collect(
             self.model,
-            layers,
+            {name: self.survey.layers[name] for name in names},
             self.batches,
+            patches=self.norm != "frobenius",
             positions=self.settings.positions,
             seed=self.settings.seed,
             progress=self.progress,
         )
-        bad = {
-            name: "its inputs contain NaN or infinity"
-            if name in self.moments
-            else "its forward was not called on the data"
-            for name in layers
-            if name not in self.moments or not self.moments[name].finite
-        }
-        for name, reason in bad.items():
-            self._refuse(name, reason)
+        for name in names:
+            if name not in self.observed:
+                self._refuse(name, "its forward was not called on the calibration data")
+            elif self.norm != "frobenius" and not self.observed[name].inputs.finite:
+                self._refuse(name, "its inputs contain NaN or infinity")
+
+    def _moments(self, name: str) -> Moments | None:
+        return None if self.norm == "frobenius" else self.observed[name].inputs
 
     def _refuse(self, name: str, reason: str) -> None:
         if self.settings.on_failure == "raise":
@@ -94,13 +93,15 @@ class Flow:
         refusals = {**self.survey.refusals, name: reason}
         self.survey = Survey(kept, refusals, self.survey.macs, self.survey.parameters, self.survey.samples)
 
-    def weigh(self) -> dict[str, float]:
-        """What a squared relative error of 1 at each layer is expected to cost the model."""
-        if not self.batches or not self.survey.layers:
-            return {}
-        self.gradients = collect_gradients(
-            self.model, self.survey.layers, self.batches, seed=self.settings.seed, progress=self.progress
-        )
+    def weigh(self, names: Sequence[str]) -> None:
+        """Collect the gradients of the model's output with respect to some layers' outputs."""
+        layers = {name: self.survey.layers[name] for name in names}
+        if self.batches and layers:
+            seed = self.settings.seed
+            self.gradients = collect_gradients(self.model, layers, self.batches, seed=seed, progress=self.progress)
+
+    def _weights(self) -> dict[str, float]:
+        """What a squared relative error of 1 at each layer is expected to cost the model; needs the norm."""
         weights = {}
         for name, gradient in self.gradients.items():
             problem = self._problem(name)
@@ -114,7 +115,9 @@ class Flow:
     def plan(self) -> dict[str, Any]:
         """Choose a decomposer and a rank for every layer."""
         self.collect(list(self.survey.layers))
-        weights = self.weigh() if self.settings.budget else {}
+        if self.settings.budget or self.norm == "two-sided":
+            self.weigh(list(self.survey.layers))
+        weights = self._weights()
         unit, limit = _unit(self.settings)
         proposals = self._proposals(unit)
         dense = {name: of_layer[0] for name, of_layer in proposals.items()}
@@ -146,7 +149,7 @@ class Flow:
         if name not in self._problems:
             gradient = self.gradients.get(name) if self.norm == "two-sided" else None
             module = self.model.get_submodule(name)
-            moments = self.moments.get(name)
+            moments = self._moments(name)
             self._problems[name] = fitting.make_problem(layer, module, moments, gradient, self.settings)
         return self._problems[name]
 
@@ -196,7 +199,7 @@ class Flow:
         ):
             decomposer, rank = ranks[name]
             record: DecomposerRecord = manager().find("decomposer", decomposer)
-            moments, module = self.moments.get(name), self.model.get_submodule(name)
+            moments, module = self._moments(name), self.model.get_submodule(name)
             bias = module.bias if isinstance(module.bias, torch.Tensor) else None
             try:
                 fitted[name] = fitting.fit(self._problem(name), record.decomposer, rank, bias, moments)
@@ -216,15 +219,13 @@ class Flow:
         :return: the compressed network, with the record of what was done.
         """
         ranks = planning.chosen_ranks(plan, self.survey)
-        if not self.moments:
+        if not self.observed:
             self.collect(list(ranks))
             if self.norm == "two-sided":
-                self.weigh()
+                self.weigh([name for name in ranks if name in self.survey.layers])
             ranks = {name: rank for name, rank in ranks.items() if name in self.survey.layers}
         fitted = self.fit(ranks)
-        repairing = bool(fitted) and self.settings.repair == "moments" and bool(self.batches)
-        # the repair compares with the original, so a model changed in place needs a copy of itself until then
-        original = copy.deepcopy(self.model) if inplace and repairing else self.model
+        templates = {name: self.model.get_submodule(name) for name in self.survey.layers}
         compressed = self.model if inplace else copy.deepcopy(self.model)
         for name, each in fitted.items():
             old = compressed.get_submodule(name)
@@ -232,104 +233,12 @@ class Flow:
             if old is compressed:
                 compressed = chain
             replace(compressed, old, chain)
-        if repairing:
+        if fitted and self.batches and self.settings.repair == "moments":
             layers = {name: self.survey.layers[name] for name in fitted}
-            match_moments(original, compressed, layers, self.batches, self.progress)
-        record = make_record(plan, self.survey, fitted, self.model if not inplace else original, compressed)
-        setattr(compressed, RECORD, record)
+            wanted = {name: self.observed[name].outputs for name in fitted}
+            match_moments(compressed, templates, layers, wanted, self.batches, self.progress)
+        setattr(compressed, RECORD, make_record(plan, self.survey, fitted, templates, compressed))
         return compressed
-
-
-def plan(
-    model: nn.Module,
-    batches: Any = None,
-    *,
-    example_input: Any = None,
-    progress: Progress = no_progress,
-    **section: Any,
-) -> dict[str, Any]:
-    """Choose a decomposer and ranks for every layer, without changing anything.
-
-    >>> model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
-    >>> made = plan(model, [torch.randn(64, 32)], budget={"macs": 0.75}, rank_multiple=1)
-    >>> sorted(made["layers"])
-    ['0', '2']
-
-    :param model: the network.
-    :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
-    :param example_input: an input for the model; the first batch where it is left out.
-    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
-    :param section: the keys of the ``"lowrank"`` section.
-    :return: a JSON value for :func:`apply`, which users may edit first.
-    :raises ConfigurationError: for settings that cannot be used.
-    :raises CalibrationError: for data or an example that cannot be used.
-    :raises BudgetError: where no ranks meet the budget.
-    """
-    return Flow(model, batches, example_input, Settings.from_mapping(section), progress).plan()
-
-
-def apply(
-    model: nn.Module,
-    plan: Mapping[str, Any],
-    batches: Any = None,
-    *,
-    example_input: Any = None,
-    inplace: bool = False,
-    progress: Progress = no_progress,
-) -> nn.Module:
-    """Compress a model as a plan says.
-
-    >>> model = nn.Sequential(nn.Linear(32, 32))
-    >>> x = torch.randn(64, 32)
-    >>> from lowrank_plugin import plan
-    >>> made = plan(model, [x], ranks={"0": 16})
-    >>> made["layers"]["0"]["rank"] = [8]
-    >>> apply(model, made, [x])[0][0]
-    Linear(in_features=32, out_features=8, bias=False)
-
-    :param model: the network; it is not changed unless ``inplace``.
-    :param plan: a plan, edited or not.
-    :param batches: calibration data, as for :func:`plan`; needed where the plan's norm needs it.
-    :param example_input: an input for the model; the first batch where it is left out.
-    :param inplace: change the model itself.
-    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
-    :return: the compressed network.
-    :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
-    """
-    settings = planning.settings_of(plan)
-    return Flow(model, batches, example_input, settings, progress).compress(plan, inplace)
-
-
-def decompose(
-    model: nn.Module,
-    batches: Any = None,
-    *,
-    example_input: Any = None,
-    inplace: bool = False,
-    progress: Progress = no_progress,
-    **section: Any,
-) -> nn.Module:
-    """Compress a model: :func:`plan` and :func:`apply` in one go, with one pass over the data.
-
-    >>> model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU())
-    >>> x = torch.randn(8, 16, 12, 12)
-    >>> small = decompose(model, [x], budget={"macs": 0.5}, rank_multiple=1)
-    >>> sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    True
-
-    :param model: the network; it is not changed unless ``inplace``.
-    :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
-    :param example_input: an input for the model; the first batch where it is left out.
-    :param inplace: change the model itself.
-    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
-    :param section: the keys of the ``"lowrank"`` section.
-    :return: the compressed network.
-    :raises ConfigurationError: for settings that cannot be used.
-    :raises CalibrationError: for data or an example that cannot be used.
-    :raises BudgetError: where no ranks meet the budget.
-    """
-    flow = Flow(model, batches, example_input, Settings.from_mapping(section), progress)
-    return flow.compress(flow.plan(), inplace)
 
 
 def _competitors(settings: Settings) -> list[DecomposerRecord]:

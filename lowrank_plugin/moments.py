@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -100,16 +101,67 @@ def _add_gram(total: Tensor, vectors: Tensor) -> None:
         total[..., :stop, start:stop] += vectors[..., :stop].mT @ vectors[..., start:stop]
 
 
+class ChannelStatistics:
+    """Streaming mean and variance of each channel; each batch in its own dtype, their combination in float64.
+
+    >>> statistics = ChannelStatistics()
+    >>> statistics.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    >>> statistics.mean, statistics.variance
+    (tensor([2., 5.], dtype=torch.float64), tensor([1., 0.], dtype=torch.float64))
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self._squares: Tensor = torch.zeros(())
+
+    def add(self, vectors: Tensor, channel_axes: int = 1) -> None:
+        """Take in vectors, by the pairwise update of Chan, Golub and LeVeque.
+
+        :param vectors: [*positions, *channels], any strides.
+        :param channel_axes: how many trailing axes count channels; they are flattened.
+        """
+        positions = tuple(range(vectors.dim() - channel_axes))
+        added = math.prod(vectors.shape[: len(positions)])
+        variance, mean = torch.var_mean(_working(vectors), dim=positions, correction=0)
+        mean, squares = mean.flatten().double(), variance.flatten().double() * added
+        if self.count == 0:
+            self.count, self.mean, self._squares = added, mean, squares
+            return
+        total, delta = self.count + added, mean - self.mean
+        self._squares = self._squares + squares + delta.square() * (self.count * added / total)
+        self.mean = self.mean + delta * (added / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        """[C]."""
+        return self._squares / max(self.count, 1)
+
+
+@dataclass
+class Observed:
+    """What was seen of one layer.
+
+    :param inputs: moments of its input patches; nothing was added to them where they were not wanted.
+    :param outputs: mean and variance of its output channels.
+    """
+
+    inputs: Moments = field(default_factory=Moments)
+    outputs: ChannelStatistics = field(default_factory=ChannelStatistics)
+
+
 def collect(
     model: nn.Module,
     layers: Mapping[str, Layer],
     batches: Sequence[Any],
     *,
+    patches: bool = True,
     positions: float = 12.0,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> dict[str, Moments]:
-    """Run the model over the batches and collect the moments of every layer's input patches.
+) -> dict[str, Observed]:
+    """Run the model over the batches and collect the moments of every layer's input patches and of its output.
 
     Of each layer about ``positions`` times as many patches are taken as its covariance is wide, drawn at random and
     evenly over the samples; all of them where there are fewer. Zero padding, stride and dilation count as the layer
@@ -118,14 +170,15 @@ def collect(
     :param model: the network; its mode, its parameters and other people's hooks stay as they are.
     :param layers: the layers by name.
     :param batches: model inputs.
+    :param patches: whether to look at the inputs; otherwise only at the outputs.
     :param positions: patches taken, as a multiple of the width of the covariance.
     :param seed: seed of the draw.
     :param progress: shows a bar.
-    :return: moments by layer name; a layer that was never called has none.
+    :return: what was seen, by layer name; a layer that was never called has no entry.
     :raises CalibrationError: where the model cannot take a batch.
     """
     samples = sum(batch_size(batch) for batch in batches)
-    found: dict[str, Moments] = {}
+    found: dict[str, Observed] = {}
     share = [0.0]
 
     def hook_for(layer: Layer) -> Any:
@@ -133,18 +186,18 @@ def collect(
         generator = torch.Generator().manual_seed(seed + zlib.crc32(layer.name.encode()))
         wanted = positions * layer.shape.in_channels * layer.shape.taps / max(1, len(layer.calls))
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = layer_input(args, kwargs)
-            patches = layer.adapter.patches(module, inputs.detach())
-            chosen = draw_positions(
-                patches, patches.dim() - 2 - len(layer.shape.kernel_size), wanted * share[0], generator
-            )
-            found.setdefault(layer.name, Moments()).add(_working(chosen).flatten(2))
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            observed = found.setdefault(layer.name, Observed())
+            observed.outputs.add(layer.adapter.outputs(module, output.detach()), channel_axes=2)
+            if patches:
+                view = layer.adapter.patches(module, layer_input(args, kwargs).detach())
+                axes = view.dim() - 2 - len(layer.shape.kernel_size)
+                observed.inputs.add(_working(draw_positions(view, axes, wanted * share[0], generator)).flatten(2))
 
         return hook
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(hook_for(layer), with_kwargs=True)
+        model.get_submodule(name).register_forward_hook(hook_for(layer), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -179,8 +232,3 @@ def draw_positions(view: Tensor, axes: int, wanted: float, generator: torch.Gene
 
 def _working(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def nonfinite(moments: Mapping[str, Moments]) -> Iterable[str]:
-    """The layers whose inputs contained NaN or infinity."""
-    return [name for name, each in moments.items() if not each.finite]

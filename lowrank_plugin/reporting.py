@@ -87,14 +87,18 @@ def report(compressed: nn.Module) -> Report:
 
 
 def make_record(
-    plan: Mapping[str, Any], surveyed: Survey, fitted: Mapping[str, Fitted], before: nn.Module, after: nn.Module
+    plan: Mapping[str, Any],
+    surveyed: Survey,
+    fitted: Mapping[str, Fitted],
+    templates: Mapping[str, nn.Module],
+    after: nn.Module,
 ) -> dict[str, Any]:
     """Write down what was done.
 
     :param plan: the plan that was followed.
     :param surveyed: the survey, with the refusals met on the way.
     :param fitted: what was put in place.
-    :param before: the model as it was.
+    :param templates: the layers of the survey, as they were.
     :param after: the model as it is.
     :return: a JSON value.
     """
@@ -103,7 +107,7 @@ def make_record(
     for name, entry in plan["layers"].items():
         if name not in surveyed.layers:
             continue
-        layer, module = surveyed.layers[name], before.get_submodule(name)
+        layer, module = surveyed.layers[name], templates[name]
         each = fitted.get(name)
         dense = StageShape(layer.shape.out_channels, layer.shape.in_channels, layer.shape.kernel_size)
         shapes = each.factorization.shapes if each and each.factorization else (dense,)
@@ -129,7 +133,7 @@ def make_record(
             "statistics": dict(each.solution.statistics) if each else {},
         }
     layers = dict(sorted(layers.items(), key=lambda item: item[1]["decomposer"] == DENSE))
-    parameters = [sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)]
+    parameters = [surveyed.parameters, sum(parameter.numel() for parameter in after.parameters())]
     return {
         "norm": plan["norm"],
         "settings": plan["settings"],

@@ -173,7 +173,7 @@ def test_covariance_equals_numpy_and_drawing_keeps_it(case, parts):
     if conv.in_channels == conv.groups:
         return
     found = survey(model, x, Settings(ranks={"0": (1,)}), manager().registered("layer adapter"))
-    moments = collect(model, found.layers, list(x.split(parts)), positions=1e9)["0"]
+    moments = collect(model, found.layers, list(x.split(parts)), positions=1e9)["0"].inputs
     vectors = ConvAdapter().patches(conv, x.double()).flatten(-len(size) - 1).flatten(0, len(size))
     for group in range(conv.groups):
         expected = torch.atleast_2d(torch.cov(vectors[:, group].T, correction=0))

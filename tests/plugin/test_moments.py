@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_plugin.errors import CalibrationError
-from lowrank_plugin.moments import Moments, collect, draw_positions
+from lowrank_plugin.moments import ChannelStatistics, Moments, collect, draw_positions
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.repair import ChannelStatistics
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import survey
 
@@ -68,9 +67,9 @@ def test_drawn_positions_estimate_the_full_covariance(network, images):
     full = collect(network, layers, images, positions=1e9)
     some = collect(network, layers, images, positions=6, seed=3)
     again = collect(network, layers, images, positions=6, seed=3)
-    assert some["1.conv1"].count < full["1.conv1"].count
-    assert torch.equal(some["1.conv1"].covariance, again["1.conv1"].covariance)
-    exact, estimate = full["1.conv1"].covariance, some["1.conv1"].covariance
+    assert some["1.conv1"].inputs.count < full["1.conv1"].inputs.count
+    assert torch.equal(some["1.conv1"].inputs.covariance, again["1.conv1"].inputs.covariance)
+    exact, estimate = full["1.conv1"].inputs.covariance, some["1.conv1"].inputs.covariance
     assert float((exact - estimate).norm() / exact.norm()) < 0.35
 
 

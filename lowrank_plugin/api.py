@@ -1,0 +1,111 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The functions users call: a plan, a plan applied, or both at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lowrank_plugin import planning
+from lowrank_plugin.batches import Progress, no_progress
+from lowrank_plugin.flow import Flow
+from lowrank_plugin.settings import Settings
+
+
+def plan(
+    model: nn.Module,
+    batches: Any = None,
+    *,
+    example_input: Any = None,
+    progress: Progress = no_progress,
+    **section: Any,
+) -> dict[str, Any]:
+    """Choose a decomposer and ranks for every layer, without changing anything.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    >>> made = plan(model, [torch.randn(64, 32)], budget={"macs": 0.75}, rank_multiple=1)
+    >>> sorted(made["layers"])
+    ['0', '2']
+
+    :param model: the network.
+    :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
+    :param example_input: an input for the model; the first batch where it is left out.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :param section: the keys of the ``"lowrank"`` section.
+    :return: a JSON value for :func:`apply`, which users may edit first.
+    :raises ConfigurationError: for settings that cannot be used.
+    :raises CalibrationError: for data or an example that cannot be used.
+    :raises BudgetError: where no ranks meet the budget.
+    """
+    return Flow(model, batches, example_input, Settings.from_mapping(section), progress).plan()
+
+
+def apply(
+    model: nn.Module,
+    plan: Mapping[str, Any],
+    batches: Any = None,
+    *,
+    example_input: Any = None,
+    inplace: bool = False,
+    progress: Progress = no_progress,
+) -> nn.Module:
+    """Compress a model as a plan says.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(32, 32))
+    >>> x = torch.randn(64, 32)
+    >>> from lowrank_plugin import plan
+    >>> made = plan(model, [x], ranks={"0": 16})
+    >>> made["layers"]["0"]["rank"] = [8]
+    >>> apply(model, made, [x])[0][0]
+    Linear(in_features=32, out_features=8, bias=False)
+
+    :param model: the network; it is not changed unless ``inplace``.
+    :param plan: a plan, edited or not.
+    :param batches: calibration data, as for :func:`plan`; needed where the plan's norm needs it.
+    :param example_input: an input for the model; the first batch where it is left out.
+    :param inplace: change the model itself.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :return: the compressed network.
+    :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
+    """
+    settings = planning.settings_of(plan)
+    return Flow(model, batches, example_input, settings, progress).compress(plan, inplace)
+
+
+def decompose(
+    model: nn.Module,
+    batches: Any = None,
+    *,
+    example_input: Any = None,
+    inplace: bool = False,
+    progress: Progress = no_progress,
+    **section: Any,
+) -> nn.Module:
+    """Compress a model: :func:`plan` and :func:`apply` in one go, with one pass over the data.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU())
+    >>> x = torch.randn(8, 16, 12, 12)
+    >>> small = decompose(model, [x], budget={"macs": 0.5}, rank_multiple=1)
+    >>> sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    True
+
+    :param model: the network; it is not changed unless ``inplace``.
+    :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
+    :param example_input: an input for the model; the first batch where it is left out.
+    :param inplace: change the model itself.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :param section: the keys of the ``"lowrank"`` section.
+    :return: the compressed network.
+    :raises ConfigurationError: for settings that cannot be used.
+    :raises CalibrationError: for data or an example that cannot be used.
+    :raises BudgetError: where no ranks meet the budget.
+    """
+    flow = Flow(model, batches, example_input, Settings.from_mapping(section), progress)
+    return flow.compress(flow.plan(), inplace)
