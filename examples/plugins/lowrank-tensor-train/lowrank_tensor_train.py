@@ -25,8 +25,11 @@ from lowrank_hooks import (
     hookimpl,
 )
 
-POINTS = 12
-"""About how many ranks a curve has."""
+STEPS = 8
+"""How many outer ranks a curve has."""
+
+INNER = (0.5, 1.0, 2.0)
+"""The inner ranks of a curve, as multiples of the outer ones."""
 
 
 class TensorTrain:
@@ -55,17 +58,21 @@ class TensorTrain:
         return (*stages, StageShape(shape.out_channels, ranks[-1], ones))
 
     def curve(self, problem: Problem) -> Sequence[Point]:
-        """Ranks in equal proportion to their largest, each with the error of its fit."""
+        """Outer ranks in equal proportion to their largest, each with a few inner ones; with the errors of fits."""
         largest = _lowered(problem.shape, (10**9,) * (len(problem.shape.kernel_size) + 1))
-        ranks = dict.fromkeys(
-            tuple(_snapped(step / POINTS * full, problem.rank_multiple, full) for full in largest)
-            for step in range(1, POINTS + 1)
-        )
+        outer = (largest[0], largest[-1])
+        ranks = {largest: None}
+        for step in range(1, STEPS + 1):
+            first, last = (_snapped(step / STEPS * full, problem.rank_multiple, full) for full in outer)
+            for ratio in INNER:
+                between = (_snapped(ratio * max(first, last), problem.rank_multiple, full) for full in largest[1:-1])
+                rank = (first, *between, last) if problem.shape.kernel_size else (last,)
+                ranks.setdefault(_lowered(problem.shape, rank))
         points = []
         for rank in ranks:
             solution = self.fit(problem, rank)
             if solution.value is not None:
-                points.append(Point(_lowered(problem.shape, rank), solution.statistics["relative_error"]))
+                points.append(Point(rank, solution.statistics["relative_error"]))
         return points
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
