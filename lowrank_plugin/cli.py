@@ -16,6 +16,8 @@ from rich.table import Table
 
 from lowrank_plugin.plugins import KINDS, manager
 
+_PIPED_WIDTH = 160
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -60,10 +62,13 @@ def _plugins(as_json: bool) -> int:
         json.dump({"plugins": rows, "failures": failures}, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        table = Table(*("Kind", "Name", "Summary", "Distribution", "Version"))
+        table = Table()
+        for column in ("Kind", "Name", "Summary", "Distribution", "Version"):
+            # names are there to be copied: they are never cut
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row.values())
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
         console.print(table)
         for failure in failures:
             console.print(failure, style="red", markup=False)

@@ -14,6 +14,13 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_COMMANDS = {
+    # nothing is fetched: what a distribution needs is there already
+    "pip": '-m pip "$@" --quiet --no-deps --no-build-isolation --no-index',
+    "pytest": '-m pytest -p no:cacheprovider "$@"',
+    "lowrank": """-c 'import sys; from lowrank_plugin.cli import main; sys.exit(main())' "$@" """,
+}
+
 
 @dataclass
 class Environment:
@@ -33,6 +40,10 @@ class Environment:
         paths = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
         lines = [f"import site; site.addsitedir({path!r})" for path in sorted(paths)]
         (site_packages / "outer.pth").write_text("\n".join(lines) + "\n")
+        for name, command in _COMMANDS.items():
+            shim = self.python.parent / name
+            shim.write_text(f"#!/bin/sh\nexec {self.python} {command}\n")
+            shim.chmod(0o755)
 
     @property
     def python(self) -> Path:
@@ -48,8 +59,6 @@ class Environment:
             "OMP_NUM_THREADS": "1",
             "NNCF_CI": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            # nothing is fetched: what a distribution needs is there already
-            "PIP_NO_INDEX": "1",
             **self.variables,
             **variables,
         }
@@ -66,6 +75,5 @@ class Environment:
     def install(self, *sources: Path) -> None:
         """Install distributions with pip, from copies of their folders."""
         copies = [shutil.copytree(source, self.folder / "sources" / source.name) for source in sources]
-        command = (str(self.python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation")
-        done = self.run(*command, *(str(copy) for copy in copies))
+        done = self.run(str(self.python.parent / "pip"), "install", *(str(copy) for copy in copies))
         assert done.returncode == 0, done.stdout + done.stderr

@@ -47,8 +47,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 def test_every_example_is_listed_with_its_distribution(environment: Environment) -> None:
-    code = "import sys; from lowrank_plugin.cli import main; sys.exit(main(['plugins', '--json']))"
-    done = environment.run(str(environment.python), "-c", code)
+    done = environment.run(str(environment.python.parent / "lowrank"), "plugins", "--json")
     assert done.returncode == 0, done.stderr
     listed = json.loads(done.stdout)
     found = {(row["kind"], row["name"], row["distribution"], row["version"]) for row in listed["plugins"]}
