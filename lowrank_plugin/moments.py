@@ -101,42 +101,40 @@ def _add_gram(total: Tensor, vectors: Tensor) -> None:
         total[..., :stop, start:stop] += vectors[..., :stop].mT @ vectors[..., start:stop]
 
 
+@dataclass(frozen=True)
 class ChannelStatistics:
-    """Streaming mean and variance of each channel; each batch in its own dtype, their combination in float64.
+    """Mean and variance of each channel. A sum of two is that of both sets of vectors together.
 
-    >>> statistics = ChannelStatistics()
-    >>> statistics.add(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
-    >>> statistics.mean, statistics.variance
+    >>> first, second = (ChannelStatistics.of(torch.tensor([[value, 5.0]])) for value in (1.0, 3.0))
+    >>> (first + second).mean, (first + second).variance
     (tensor([2., 5.], dtype=torch.float64), tensor([1., 0.], dtype=torch.float64))
+
+    :param count: how many vectors.
+    :param mean: [C], float64.
+    :param variance: [C], float64.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self._squares: Tensor = torch.zeros(())
+    count: int
+    mean: Tensor
+    variance: Tensor
 
-    def add(self, vectors: Tensor, channel_axes: int = 1) -> None:
-        """Take in vectors, by the pairwise update of Chan, Golub and LeVeque.
+    @classmethod
+    def of(cls, vectors: Tensor, channel_axes: int = 1) -> ChannelStatistics:
+        """Those of vectors, computed in their dtype, at least float32.
 
         :param vectors: [*positions, *channels], any strides.
         :param channel_axes: how many trailing axes count channels; they are flattened.
         """
         positions = tuple(range(vectors.dim() - channel_axes))
-        added = math.prod(vectors.shape[: len(positions)])
+        count = math.prod(vectors.shape[: len(positions)])
         variance, mean = torch.var_mean(_working(vectors), dim=positions, correction=0)
-        mean, squares = mean.flatten().double(), variance.flatten().double() * added
-        if self.count == 0:
-            self.count, self.mean, self._squares = added, mean, squares
-            return
-        total, delta = self.count + added, mean - self.mean
-        self._squares = self._squares + squares + delta.square() * (self.count * added / total)
-        self.mean = self.mean + delta * (added / total)
-        self.count = total
+        return cls(count, mean.flatten().double(), variance.flatten().double())
 
-    @property
-    def variance(self) -> Tensor:
-        """[C]."""
-        return self._squares / max(self.count, 1)
+    def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
+        count = self.count + other.count
+        share, delta = other.count / count, other.mean - self.mean
+        spread = self.variance * (1 - share) + other.variance * share
+        return ChannelStatistics(count, self.mean + share * delta, spread + share * (1 - share) * delta.square())
 
 
 @dataclass
@@ -144,11 +142,11 @@ class Observed:
     """What was seen of one layer.
 
     :param inputs: moments of its input patches; nothing was added to them where they were not wanted.
-    :param outputs: mean and variance of its output channels.
+    :param outputs: statistics of its output channels, a value for each call.
     """
 
     inputs: Moments = field(default_factory=Moments)
-    outputs: ChannelStatistics = field(default_factory=ChannelStatistics)
+    outputs: list[ChannelStatistics] = field(default_factory=list)
 
 
 def collect(
@@ -188,7 +186,9 @@ def collect(
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             observed = found.setdefault(layer.name, Observed())
-            observed.outputs.add(layer.adapter.outputs(module, output.detach()), channel_axes=2)
+            observed.outputs.append(
+                ChannelStatistics.of(layer.adapter.outputs(module, output.detach()), channel_axes=2)
+            )
             if patches:
                 view = layer.adapter.patches(module, layer_input(args, kwargs).detach())
                 axes = view.dim() - 2 - len(layer.shape.kernel_size)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,30 +25,34 @@ def match_moments(
     compressed: nn.Module,
     templates: Mapping[str, nn.Module],
     layers: Mapping[str, Layer],
-    wanted: Mapping[str, ChannelStatistics],
+    wanted: Mapping[str, Sequence[ChannelStatistics]],
     batches: Sequence[Any],
     progress: Progress = no_progress,
 ) -> None:
     """Give every chain a scale and a shift a channel, absorbed into its last stage.
 
     While the compressed network runs, each chain's output is corrected with what was seen so far before it goes on, so
-    that later chains are matched on the input they will really get.
+    that later chains are matched on the input they will really get. What it is compared with is what the layer put out
+    on the same samples, so that the chance of which samples came first cancels.
 
     :param compressed: the network with chains, changed in place.
     :param templates: the layers that the chains came from, by name.
     :param layers: how those are seen.
-    :param wanted: the statistics of their outputs in the original network.
-    :param batches: model inputs, the same that those statistics are from.
+    :param wanted: the statistics of their outputs in the original network, a value for each call.
+    :param batches: the model inputs that those statistics are from, in the same order.
     :param progress: shows a bar.
     """
-    seen = {name: ChannelStatistics() for name in layers}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def correcting(layer: Layer) -> Any:
+        targets = accumulate(wanted[layer.name])
+        seen: list[ChannelStatistics] = []
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             result = output.clone()
             view = layer.adapter.outputs(templates[layer.name], result)
-            seen[layer.name].add(view, channel_axes=2)
-            scale, shift = correction(wanted[layer.name], seen[layer.name])
+            seen[:] = [sum(seen, start=ChannelStatistics.of(view, channel_axes=2))]
+            scale, shift = found[layer.name] = correction(next(targets), seen[0])
             size = view.shape[-2:]
             view.mul_(scale.to(view).reshape(size)).add_(shift.to(view).reshape(size))
             return result
@@ -66,9 +71,8 @@ def match_moments(
     finally:
         for handle in handles:
             handle.remove()
-    for name in layers:
-        if seen[name].count:
-            absorb(compressed.get_submodule(name)[-1], *correction(wanted[name], seen[name]))  # type: ignore[index]
+    for name, (scale, shift) in found.items():
+        absorb(compressed.get_submodule(name)[-1], scale, shift)  # type: ignore[index]
 
 
 def correction(wanted: ChannelStatistics, seen: ChannelStatistics) -> tuple[Tensor, Tensor]:
