@@ -61,8 +61,9 @@ def test_every_example_is_listed_with_its_distribution(environment: Environment)
     }
 
 
-def test_conformance_kit_passes(environment: Environment) -> None:
-    folder = environment.folder / "sources" / "lowrank-tensor-train"
+@pytest.mark.parametrize("name", ["lowrank-tensor-train", "lowrank-transposed-conv"])
+def test_conformance_kit_passes(environment: Environment, name: str) -> None:
+    folder = environment.folder / "sources" / name
     done = environment.run(str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout

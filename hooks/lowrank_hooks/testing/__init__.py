@@ -1,7 +1,9 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests that every decomposer should pass, for those who write one. Needs pytest; nothing else imports this package.
+"""Tests that every decomposer and layer adapter should pass, for those who write one.
+
+They need pytest; nothing else imports this package.
 
 .. code-block:: python
 
@@ -14,9 +16,10 @@
 import pytest
 
 # before the import of the checks, so that their plain asserts explain themselves outside of a test module too
-pytest.register_assert_rewrite("lowrank_hooks.testing.base", "lowrank_hooks.testing.conformance")
+pytest.register_assert_rewrite(*(f"lowrank_hooks.testing.{name}" for name in ("adapters", "base", "conformance")))
 
+from lowrank_hooks.testing.adapters import LayerAdapterConformance  # noqa: E402
 from lowrank_hooks.testing.conformance import DecomposerConformance  # noqa: E402
 from lowrank_hooks.testing.problems import Case, cases, make_problem  # noqa: E402
 
-__all__ = ["Case", "DecomposerConformance", "cases", "make_problem"]
+__all__ = ["Case", "DecomposerConformance", "LayerAdapterConformance", "cases", "make_problem"]
