@@ -1,0 +1,61 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the core owes to decomposers and layer adapters that are not its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lowrank_plugin
+from lowrank_hooks import DecomposerRecord, hookimpl
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.repair import absorb
+from lowrank_plugin.solvers.svd import Svd
+
+
+class OneNorm(Svd):
+    """Refuses all norms but one, as the contract allows."""
+
+    def curve(self, problem):
+        if problem.norm.name != "frobenius":
+            raise ValueError(f"one_norm does not support the norm {problem.norm.name!r}.")
+        return super().curve(problem)
+
+
+@pytest.fixture
+def one_norm():
+    class Plugin:
+        @hookimpl
+        def lowrank_decomposers(self):
+            yield DecomposerRecord("one_norm", OneNorm())
+
+    made = Plugin()
+    manager().register(made, "third-party")
+    yield
+    manager().unregister(made)
+
+
+@pytest.mark.usefixtures("one_norm")
+@pytest.mark.parametrize("norm", ["covariance", "two-sided"])
+def test_a_decomposer_that_refuses_the_norm_stops_nobody(caplog, norm):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    made = lowrank_plugin.plan(model, [torch.randn(64, 16)], budget={"macs": 0.5}, norm=norm, rank_multiple=1)
+    assert {layer["decomposer"] for layer in made["layers"].values()} <= {"svd", "dense"}
+    assert f"one_norm does not compete: one_norm does not support the norm '{norm}'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "last",
+    [nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, bias=False), nn.Conv2d(4, 6, 3, groups=2)],
+    ids=str,
+)
+def test_repair_knows_where_outputs_are(last):
+    last = last.double()
+    x, scale, shift = (torch.rand(*size, dtype=torch.float64) for size in ((2, 4, 5, 5), (6,), (6,)))
+    with torch.no_grad():
+        wanted = last(x) * scale[:, None, None] + shift[:, None, None]
+        absorb(last, scale, shift)
+        torch.testing.assert_close(last(x), wanted)
