@@ -61,10 +61,14 @@ def test_every_example_is_listed_with_its_distribution(environment: Environment)
     }
 
 
-@pytest.mark.parametrize("name", ["lowrank-tensor-train", "lowrank-transposed-conv"])
-def test_conformance_kit_passes(environment: Environment, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["lowrank-tensor-train", "lowrank-transposed-conv", "lowrank-energy-ranks", "lowrank-weight-clustering"]
+)
+def test_conformance_kit_and_doctests_pass(environment: Environment, name: str) -> None:
     folder = environment.folder / "sources" / name
-    done = environment.run(str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
+    done = environment.run(
+        str(environment.python), "-m", "pytest", "-p", "no:cacheprovider", "--doctest-modules", cwd=folder
+    )
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
 

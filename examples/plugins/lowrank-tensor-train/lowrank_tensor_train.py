@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,20 +68,17 @@ class TensorTrain:
                 between = (_snapped(ratio * max(first, last), problem.rank_multiple, full) for full in largest[1:-1])
                 rank = (first, *between, last) if problem.shape.kernel_size else (last,)
                 ranks.setdefault(_lowered(problem.shape, rank))
-        points = []
-        for rank in ranks:
-            solution = self.fit(problem, rank)
-            if solution.value is not None:
-                points.append(Point(rank, solution.statistics["relative_error"]))
-        return points
+        if not _is_finite(problem):
+            return []
+        prepared = _prepare(problem)
+        return [Point(rank, problem.relative_error(_train(problem, prepared, rank))) for rank in ranks]
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
         ranks = _lowered(problem.shape, rank)
-        matrices = [problem.kernel, problem.norm.covariance, problem.norm.gradient]
-        if not all(bool(torch.isfinite(matrix).all()) for matrix in matrices if matrix is not None):
+        if not _is_finite(problem):
             return Solution(None, Status.NONFINITE_INPUT)
-        chain = _train(problem, ranks).map(lambda weight: weight.to(problem.kernel))
+        chain = _train(problem, _prepare(problem), ranks)
         return Solution(chain, Status.CONVERGED, {"relative_error": problem.relative_error(chain)})
 
 
@@ -107,30 +104,58 @@ def _taps(shape: KernelShape, axis: int) -> tuple[int, ...]:
     return tuple(size if index == axis else 1 for index, size in enumerate(shape.kernel_size))
 
 
-def _train(problem: Problem, ranks: Rank) -> Factorization:
-    """Cut one rank after the other, in float64."""
-    shape, matrix = problem.shape, problem.matrix.double()
-    covariance = None if problem.norm.covariance is None else problem.norm.covariance.double()
-    seen = matrix if problem.norm.gradient is None else _root(problem.norm.gradient.double()) @ matrix
-    rest = _leading(seen, covariance, ranks[-1]).mT @ seen
-    stages: list[Stage] = []
-    marginal, columns = covariance, matrix.shape[-1]
-    for axis in reversed(range(len(shape.kernel_size))):
-        size = shape.kernel_size[axis]
+def _is_finite(problem: Problem) -> bool:
+    tensors = (problem.kernel, problem.norm.covariance, problem.norm.gradient)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What all ranks share, in float64.
+
+    :param covariance: [G, S*K, S*K] or None.
+    :param rotated: the kernel [G, T', S*K] in the basis of its output directions, the weightiest first.
+    :param marginals: for each axis the covariance of the columns that are left once it is split off.
+    """
+
+    covariance: Tensor | None
+    rotated: Tensor
+    marginals: tuple[Tensor | None, ...]
+
+
+def _prepare(problem: Problem) -> _Prepared:
+    matrix, norm = problem.matrix.double(), problem.norm
+    covariance = None if norm.covariance is None else norm.covariance.double()
+    seen = matrix if norm.gradient is None else _root(norm.gradient.double()) @ matrix
+    marginals, marginal, columns = [], covariance, matrix.shape[-1]
+    for size in reversed(problem.shape.kernel_size):
         columns //= size
-        # [G, r, columns * size] with this axis last to [G, r * size, columns]
-        rest = rest.unflatten(2, (columns, size)).transpose(2, 3).flatten(1, 2)
         if marginal is not None:
             marginal = marginal.unflatten(2, (columns, size)).unflatten(1, (columns, size))
             marginal = marginal.diagonal(dim1=2, dim2=4).sum(dim=-1)
-        basis = _leading(rest, marginal, ranks[axis])
+        marginals.insert(0, marginal)
+    return _Prepared(covariance, _leading(seen, covariance, seen.shape[1]).mT @ seen, tuple(marginals))
+
+
+def _train(problem: Problem, prepared: _Prepared, ranks: Rank) -> Factorization:
+    """Cut one rank after the other."""
+    shape = problem.shape
+    rest = prepared.rotated[:, : ranks[-1]]
+    stages: list[Stage] = []
+    for axis in reversed(range(len(shape.kernel_size))):
+        size = shape.kernel_size[axis]
+        # [G, r, columns * size] with this axis last to [G, r * size, columns]
+        rest = rest.unflatten(2, (-1, size)).transpose(2, 3).flatten(1, 2)
+        basis = _leading(rest, prepared.marginals[axis], ranks[axis])
         rest = basis.mT @ rest
         weight = basis.unflatten(1, (ranks[axis + 1], size)).transpose(2, 3)
         stages.insert(0, Stage(weight.reshape(*weight.shape[:3], *_taps(shape, axis)).contiguous()))
     ones = (1,) * len(shape.kernel_size)
     stages.insert(0, Stage(rest.reshape(*rest.shape, *ones)))
-    last = _best_last(matrix, Factorization(tuple(stages)).to_kernel().flatten(2), covariance)
-    return Factorization((*stages, Stage(last.reshape(*last.shape, *ones))))
+    design = Factorization(tuple(stages)).to_kernel().flatten(2)
+    last = _best_last(problem.matrix.double(), design, prepared.covariance)
+    chain = Factorization((*stages, Stage(last.reshape(*last.shape, *ones))))
+    return chain.map(lambda weight: weight.to(problem.kernel, copy=True))
 
 
 def _leading(matrix: Tensor, covariance: Tensor | None, count: int) -> Tensor:
@@ -142,9 +167,7 @@ def _leading(matrix: Tensor, covariance: Tensor | None, count: int) -> Tensor:
 def _best_last(matrix: Tensor, design: Tensor, covariance: Tensor | None) -> Tensor:
     """The last stage [G, T, r] that is best for the chain before it, whose kernel is ``design``, [G, r, S*K]."""
     weighted = design if covariance is None else design @ covariance
-    scale = math.sqrt(torch.finfo(design.dtype).eps)
-    # a design that hardly reaches some direction must not be answered with huge weights
-    inverse = torch.linalg.pinv(weighted @ design.mT, hermitian=True, rtol=scale * scale * design.shape[1])
+    inverse = torch.linalg.pinv(weighted @ design.mT, hermitian=True)
     return matrix @ weighted.mT @ inverse
 
 
