@@ -203,6 +203,8 @@ class Flow:
             bias = module.bias if isinstance(module.bias, torch.Tensor) else None
             try:
                 fitted[name] = fitting.fit(self._problem(name), record.decomposer, rank, bias, moments)
+            except torch.linalg.LinAlgError as error:
+                self._refuse(name, f"its fit by {decomposer!r} failed: {error}")
             except ValueError as error:
                 msg = f"Layer {name!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
                 raise PlanError(msg) from error

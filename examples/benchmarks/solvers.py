@@ -104,12 +104,16 @@ def against_published(layer: kernels.Layer, iterations: int, repeats: int) -> di
 
 def print_layers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     print(f"\n{'layer':16s}{'seconds':>27s}{'plain residual':>22s}{'output error':>24s}")
-    print(f"{'':16s}{'tensorly':>9s}{'plain':>9s}{'weighted':>9s}{'tensorly':>13s}{'plain':>9s}"
-          f"{'tensorly':>13s}{'weighted':>11s}")
+    print(
+        f"{'':16s}{'tensorly':>9s}{'plain':>9s}{'weighted':>9s}{'tensorly':>13s}{'plain':>9s}"
+        f"{'tensorly':>13s}{'weighted':>11s}"
+    )
     for row in rows:
         s, r, e = row["seconds"], row["residual"], row["output_error"]
-        print(f"{row['layer']:16s}{s['tensorly']:9.3f}{s['plain']:9.3f}{s['weighted']:9.3f}"
-              f"{r['tensorly']:13.5f}{r['plain']:9.5f}{e['tensorly']:13.4f}{e['weighted']:11.4f}")
+        print(
+            f"{row['layer']:16s}{s['tensorly']:9.3f}{s['plain']:9.3f}{s['weighted']:9.3f}"
+            f"{r['tensorly']:13.5f}{r['plain']:9.5f}{e['tensorly']:13.4f}{e['weighted']:11.4f}"
+        )
     total = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
 
     def median(name: str, power: int) -> float:
@@ -129,18 +133,26 @@ def print_layers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     print()
     for name, value in summary.items():
-        print(f"{name}: " + (f"{value:.4f}" if isinstance(value, float) else
-                             ", ".join(f"{k} {v:.2f}" for k, v in value.items())))
+        print(
+            f"{name}: "
+            + (f"{value:.4f}" if isinstance(value, float) else ", ".join(f"{k} {v:.2f}" for k, v in value.items()))
+        )
     return summary
 
 
 def print_published(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         theirs, ours = row["published"], row["ours"]
-        print(f"\n{row['layer']}: published scheme, errors " + " ".join(f"{e:.5f}" for e in theirs["errors"])
-              + f", {theirs['seconds']:.1f} s, MINRES products {theirs['products']}")
-        print(f"{'':{len(row['layer'])}}  two blocks, errors " + " ".join(f"{e:.5f}" for e in ours["errors"])
-              + f", {ours['seconds']:.3f} s: {theirs['seconds'] / ours['seconds']:.0f} times faster")
+        print(
+            f"\n{row['layer']}: published scheme, errors "
+            + " ".join(f"{e:.5f}" for e in theirs["errors"])
+            + f", {theirs['seconds']:.1f} s, MINRES products {theirs['products']}"
+        )
+        print(
+            f"{'':{len(row['layer'])}}  two blocks, errors "
+            + " ".join(f"{e:.5f}" for e in ours["errors"])
+            + f", {ours['seconds']:.3f} s: {theirs['seconds'] / ours['seconds']:.0f} times faster"
+        )
 
 
 def main() -> None:
@@ -149,8 +161,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256, help="calibration images for the covariances")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each method")
     parser.add_argument("--layers", nargs="*", default=None, help="only these layers")
-    parser.add_argument("--baseline", nargs="*", default=["layer2.0.conv2", "layer3.0.conv2"],
-                        help="layers on which the published scheme runs; it is slow")
+    parser.add_argument(
+        "--baseline",
+        nargs="*",
+        default=["layer2.0.conv2", "layer3.0.conv2"],
+        help="layers on which the published scheme runs; it is slow",
+    )
     parser.add_argument("--baseline-iterations", type=int, default=6)
     parser.add_argument("--json", type=Path, default=None, help="where to write the results")
     arguments = parser.parse_args()
@@ -166,8 +182,13 @@ def main() -> None:
     ]
     print_published(published)
     if arguments.json is not None:
-        report = {"source": source, "threads": torch.get_num_threads(), "layers": rows, "summary": summary,
-                  "published": published}
+        report = {
+            "source": source,
+            "threads": torch.get_num_threads(),
+            "layers": rows,
+            "summary": summary,
+            "published": published,
+        }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

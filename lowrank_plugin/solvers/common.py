@@ -148,4 +148,3 @@ def non_finite(started: float) -> Solution:
     :return: a solution without a value.
     """
     return Solution(None, Status.NONFINITE_INPUT, {"seconds": time.perf_counter() - started})
-

@@ -69,8 +69,11 @@ class TensorlyParafac:
             return non_finite(started)
         kernel = problem.kernel.flatten(3)
         largest = float(kernel.abs().amax())
+        if largest == 0:
+            # TensorLy divides by the norm of the kernel; the answer needs no solver
+            return Cpd().fit(problem, rank)
         # TensorLy squares the entries in their own dtype, so they must be of ordinary size.
-        scale = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+        scale = 2.0 ** math.floor(math.log2(largest))
         tensors, longest = [], 0
         with pytorch_backend(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

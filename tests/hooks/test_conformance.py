@@ -21,8 +21,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "cpd": {**CP, **FEW},
     "tucker2_cpd": {**CP, **FEW},
     "tensorly:partial_tucker": OTHER_NORM,
-    # its solver stops with an error at a kernel of zeros
-    "tensorly:parafac": {**CP, **FEW, **OTHER_NORM, "test_zero_kernel": None},
+    "tensorly:parafac": {**CP, **FEW, **OTHER_NORM},
 }
 
 for _name, _entry in manager().registered("decomposer").items():

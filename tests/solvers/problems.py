@@ -56,9 +56,7 @@ def exact_tucker(
     return torch.einsum("gtq,gqp...,gsp->gts...", left, core, right)
 
 
-def exact_cp(
-    groups: int, outputs: int, inputs: int, kernel: tuple[int, ...], rank: int, seed: int = 0
-) -> Tensor:
+def exact_cp(groups: int, outputs: int, inputs: int, kernel: tuple[int, ...], rank: int, seed: int = 0) -> Tensor:
     """A kernel of CP rank ``rank`` over outputs, inputs and taps, float64."""
     taps = int(np.prod(kernel)) if kernel else 1
     factors = [normal(groups, n, rank, seed=seed + i) for i, n in enumerate((outputs, inputs, taps))]

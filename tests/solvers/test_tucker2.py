@@ -125,9 +125,7 @@ def test_converts_to_tensorly_and_back() -> None:
         chain = Tucker2().fit(problem, rank).value
         tucker = to_tucker_tensor(chain)
         assert tucker.shape == (12, 8, 3, 3)
-        dense = np.einsum(
-            "qphw,tq,sp,yh,xw->tsyx", tucker.core.numpy(), *(factor.numpy() for factor in tucker.factors)
-        )
+        dense = np.einsum("qphw,tq,sp,yh,xw->tsyx", tucker.core.numpy(), *(factor.numpy() for factor in tucker.factors))
         np.testing.assert_allclose(dense, chain.to_kernel()[0].numpy(), atol=1e-12)
         back = from_tucker_tensor([tucker], (3, 3))
         torch.testing.assert_close(back.to_kernel(), chain.to_kernel())
