@@ -46,6 +46,7 @@ class Flow:
 
     def __init__(self, model: nn.Module, data: Any, example: Any, settings: Settings, progress: Progress) -> None:
         self.model, self.settings, self.progress = model, settings, progress
+        _check_device(settings)
         self.records = _competitors(settings)
         self.norm = _norm(settings, data)
         self.batches = [] if data is None else take_batches(model, data, settings.samples)
@@ -125,7 +126,12 @@ class Flow:
         free = {name: of_layer for name, of_layer in proposals.items() if name not in hand}
         chosen = {**hand, **self._allocate(free, weights, hand, dense, limit)}
         choices = {name: (dense[name], chosen[name]) for name in proposals}
-        return planning.make_plan(self.survey, self.settings, self.norm, choices)
+        reasons = {
+            name: "no chain of the competing decomposers would cost less" if limit else "no rank was given for it"
+            for name, of_layer in proposals.items()
+            if len(of_layer) == 1
+        }
+        return planning.make_plan(self.survey, self.settings, self.norm, choices, reasons)
 
     def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
         found = {}
@@ -241,6 +247,14 @@ class Flow:
             match_moments(compressed, templates, layers, wanted, self.batches, self.progress)
         setattr(compressed, RECORD, make_record(plan, self.survey, fitted, templates, compressed))
         return compressed
+
+
+def _check_device(settings: Settings) -> None:
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        msg = f"The device {settings.device!r} cannot be used here: {str(error).splitlines()[0]}"
+        raise ConfigurationError(msg) from error
 
 
 def _competitors(settings: Settings) -> list[DecomposerRecord]:

@@ -45,7 +45,11 @@ _SCHEMA: dict[str, Any] = {
 
 
 def make_plan(
-    surveyed: Survey, settings: Settings, norm: str, choices: Mapping[str, tuple[Proposal, Proposal]]
+    surveyed: Survey,
+    settings: Settings,
+    norm: str,
+    choices: Mapping[str, tuple[Proposal, Proposal]],
+    reasons: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write down the choices.
 
@@ -53,11 +57,15 @@ def make_plan(
     :param settings: what the user asked for.
     :param norm: the norm of the errors.
     :param choices: for each layer the dense choice and the one taken.
+    :param reasons: why layers are kept dense, where the budget is not the reason.
     :return: a JSON value. ``layers`` holds for each layer its decomposer, rank, predicted relative error, and MACs and
         parameters before and after, for one sample; ``skipped`` says why other layers are left alone. MACs and
         parameters of the whole model, before and as predicted, stand under ``model``.
     """
     layers = {name: _entry(dense, chosen, surveyed.samples) for name, (dense, chosen) in choices.items()}
+    for name, entry in layers.items():
+        if entry["decomposer"] == DENSE:
+            entry["reason"] = reasons.get(name, "the budget is better spent elsewhere")
     saved = {key: sum(entry[key][0] - entry[key][1] for entry in layers.values()) for key in ("macs", "parameters")}
     return {
         "format": FORMAT,
@@ -73,14 +81,13 @@ def make_plan(
 
 
 def _entry(dense: Proposal, chosen: Proposal, samples: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+    return {
         "decomposer": chosen.decomposer,
         "rank": list(chosen.rank),
         "error": None if math.isnan(chosen.error) else chosen.error,
         "macs": [dense.macs / samples, chosen.macs / samples],
         "parameters": [int(dense.parameters), int(chosen.parameters)],
     }
-    return entry
 
 
 def chosen_ranks(plan: Mapping[str, Any], surveyed: Survey) -> dict[str, tuple[str, Rank]]:

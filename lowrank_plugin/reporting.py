@@ -128,7 +128,7 @@ def make_record(
             ],
             "predicted_error": entry.get("error"),
             "error": each.output_error if each else None,
-            "status": each.solution.status.value if each else "Kept dense: the budget is better spent elsewhere.",
+            "status": each.solution.status.value if each else f"Kept dense: {entry.get('reason', 'the plan says so')}.",
             "seconds": each.seconds if each else None,
             "statistics": dict(each.solution.statistics) if each else {},
         }

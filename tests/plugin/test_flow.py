@@ -238,6 +238,8 @@ BAD = [
     pytest.param({**HALF, "stability": {"slack": -1}}, ConfigurationError, "stability", id="slack"),
     pytest.param({"budget": {"macs": 0.01}}, BudgetError, "cannot be met; the least here is", id="budget too small"),
     pytest.param({"ranks": {"2": [1, 2, 3, 4]}}, ConfigurationError, "No decomposer takes rank", id="rank length"),
+    pytest.param({**HALF, "device": "cuda:99"}, ConfigurationError, "device 'cuda:99' cannot be used", id="device"),
+    pytest.param({**HALF, "device": "gpu"}, ConfigurationError, "device 'gpu' cannot be used", id="device name"),
     pytest.param({"ranks": {"2": 0}}, ConfigurationError, "whole number from 1", id="rank zero"),
 ]
 
@@ -273,6 +275,17 @@ def test_batches_with_labels_and_samples(network, images):
     first = lowrank_plugin.plan(network, labelled, calibration={"samples": 12}, **HALF)
     second = lowrank_plugin.plan(network, [images[0], images[1][:4]], **HALF)
     assert first["layers"] == second["layers"]
+
+
+def test_layers_kept_dense_say_why():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    plan = lowrank_plugin.plan(model, [torch.randn(256, 64)], budget={"macs": 0.6})
+    assert plan["layers"]["2"]["reason"] == "no chain of the competing decomposers would cost less"
+    small = lowrank_plugin.apply(model, plan, [torch.randn(256, 64)])
+    status = lowrank_plugin.report(small).to_dict()["layers"]["2"]["status"]
+    assert status == "Kept dense: no chain of the competing decomposers would cost less."
+    by_hand = lowrank_plugin.plan(model, [torch.randn(256, 64)], ranks={"0": 8})
+    assert by_hand["layers"]["2"]["reason"] == "no rank was given for it"
 
 
 def test_nan_activations_keep_a_layer_dense(images, caplog):

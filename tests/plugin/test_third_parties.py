@@ -59,3 +59,30 @@ def test_repair_knows_where_outputs_are(last):
         wanted = last(x) * scale[:, None, None] + shift[:, None, None]
         absorb(last, scale, shift)
         torch.testing.assert_close(last(x), wanted)
+
+
+class Collapses(Svd):
+    """Its factorisation breaks down."""
+
+    def fit(self, problem, rank):
+        torch.linalg.cholesky(-torch.eye(2))
+
+
+def test_a_fit_that_breaks_down_keeps_the_layer(caplog):
+    class Plugin:
+        @hookimpl
+        def lowrank_decomposers(self):
+            yield DecomposerRecord("collapses", Collapses())
+
+    made = Plugin()
+    manager().register(made, "third-party")
+    try:
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        section = {"ranks": {"0": 4}, "decomposers": ["collapses"]}
+        small = lowrank_plugin.decompose(model, [torch.randn(64, 16)], **section)
+        with pytest.raises(lowrank_plugin.errors.PlanError, match="fit by 'collapses' failed"):
+            lowrank_plugin.decompose(model, [torch.randn(64, 16)], on_failure="raise", **section)
+    finally:
+        manager().unregister(made)
+    assert isinstance(small[0], nn.Linear)
+    assert "Layer 0 stays dense: its fit by 'collapses' failed" in caplog.text
