@@ -70,5 +70,5 @@ def lowrank_cost_models() -> Iterator[CostModelRecord]:
 @hookimpl
 def lowrank_rank_policies() -> Iterator[RankPolicyRecord]:
     """Lagrangian and uniform."""
-    yield RankPolicyRecord("lagrangian", policies.lagrangian, "least sum of squared relative errors under the budget")
+    yield RankPolicyRecord("lagrangian", policies.lagrangian, "least expected loss under the budget")
     yield RankPolicyRecord("uniform", policies.uniform, "one ratio for every layer")

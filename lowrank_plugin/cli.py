@@ -9,12 +9,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lowrank_plugin.plugins import KINDS, manager
+from lowrank_plugin.plugins import KINDS, Registered, manager
+
+HOSTS = "lowrank.hosts"
+"""Entry-point group under which hosts name their algorithms, a mapping of records by name."""
 
 _PIPED_WIDTH = 160
 
@@ -36,24 +40,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def list_plugins() -> list[dict[str, Any]]:
-    """Everything that plugins offer.
+    """Everything that plugins offer, and the algorithms of the hosts that are installed.
 
     >>> [row["name"] for row in list_plugins() if row["kind"] == "cost model"]
     ['macs', 'parameters']
 
     :return: a row for each record: kind, name, summary, distribution and version.
     """
+    found = [(kind, entry) for kind in KINDS for entry in manager().registered(kind).values()]
+    found += [("compression algorithm", entry) for entry in _host_algorithms()]
     return [
         {
             "kind": kind,
-            "name": name,
+            "name": entry.record.name,
             "summary": entry.record.summary,
             "distribution": entry.distribution,
             "version": entry.version,
         }
-        for kind in KINDS
-        for name, entry in manager().registered(kind).items()
+        for kind, entry in found
     ]
+
+
+def _host_algorithms() -> list[Registered]:
+    """The algorithms that hosts bring along; found by entry point, because the core knows no host."""
+    found = []
+    for entry_point in metadata.entry_points(group=HOSTS):
+        try:
+            algorithms = entry_point.load()
+        except ImportError:
+            continue  # the framework of this host is not installed, so its algorithms cannot be used either
+        name, version = (
+            (entry_point.dist.name, entry_point.dist.version) if entry_point.dist else (entry_point.name, "")
+        )
+        found += [Registered(record, name, version) for record in algorithms.values()]
+    return found
 
 
 def _plugins(as_json: bool) -> int:

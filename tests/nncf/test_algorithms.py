@@ -105,3 +105,12 @@ def test_a_name_that_is_taken(model: nn.Module, dataset: nncf.Dataset) -> None:
             lowrank_nncf.create_compressed_model(model, {"compression": HALVE}, dataset)
     finally:
         manager().unregister(made)
+
+
+def test_the_listing_holds_the_algorithms_of_the_host():
+    from lowrank_plugin.cli import list_plugins
+
+    rows = {row["name"]: row for row in list_plugins() if row["kind"] == "compression algorithm"}
+    assert {"lowrank", "quantization"} <= set(rows)
+    assert rows["quantization"]["distribution"] == "lowrank-plugin"
+    assert rows["quantization"]["summary"]
