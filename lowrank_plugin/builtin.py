@@ -36,12 +36,7 @@ def lowrank_decomposers() -> Iterator[DecomposerRecord]:
         ("tucker2_spatial", tucker2_spatial.Tucker2Spatial(), "1x1, kx1, 1xk, 1x1", planes),
         ("cpd", cpd.Cpd(), "1x1, depthwise kxk, 1x1, with bounded sensitivity", convolutions),
         ("tucker2_cpd", tucker2_cpd.Tucker2Cpd(), "1x1, cpd of the Tucker core, 1x1", convolutions),
-        (
-            "tensorly:partial_tucker",
-            tensorly_tucker.TensorlyPartialTucker(),
-            "TensorLy's own, to compare",
-            convolutions,
-        ),
+        ("tensorly:partial_tucker", tensorly_tucker.TensorlyPartialTucker(), compared, convolutions),
         ("tensorly:parafac", tensorly_parafac.TensorlyParafac(), compared, convolutions),
     )
     for name, decomposer, summary, axes in rest:
