@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,8 +92,7 @@ class Flow:
             raise PlanError(msg)
         logger.warning("Layer %s stays dense: %s.", name, reason)
         kept = {other: layer for other, layer in self.survey.layers.items() if other != name}
-        refusals = {**self.survey.refusals, name: reason}
-        self.survey = Survey(kept, refusals, self.survey.macs, self.survey.parameters, self.survey.samples)
+        self.survey = dataclasses.replace(self.survey, layers=kept, refusals={**self.survey.refusals, name: reason})
 
     def weigh(self, names: Sequence[str]) -> None:
         """Collect the gradients of the model's output with respect to some layers' outputs."""
@@ -109,14 +109,15 @@ class Flow:
             mean = gradient.diagonal(dim1=-2, dim2=-1).mean(dim=-1).to(problem.kernel)
             if self.norm == "covariance":
                 weights[name] = float((mean * problem.norm.squared(problem.matrix)).sum()) / 2
-            elif self.norm == "two-sided":
+            else:
                 weights[name] = float(problem.energy) / 2
         return weights
 
     def plan(self) -> dict[str, Any]:
         """Choose a decomposer and a rank for every layer."""
         self.collect(list(self.survey.layers))
-        if self.settings.budget or self.norm == "two-sided":
+        # in the Frobenius norm an error says nothing about the output, so no weight can be derived from its gradients
+        if self.norm == "two-sided" or (self.norm == "covariance" and self.settings.budget):
             self.weigh(list(self.survey.layers))
         weights = self._weights()
         unit, limit = _unit(self.settings)
@@ -215,9 +216,10 @@ class Flow:
                 msg = f"Layer {name!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
                 raise PlanError(msg) from error
             manager().hook.lowrank_step(event=StepEvent("fit", done, len(ranks), name))
-        for name in fitted.keys() - fitting.usable(fitted).keys():
+        usable = fitting.usable(fitted)
+        for name in fitted.keys() - usable.keys():
             self._refuse(name, f"its fit failed: {fitted[name].solution.status.value}")
-        return fitting.usable(fitted)
+        return usable
 
     def compress(self, plan: Mapping[str, Any], inplace: bool) -> nn.Module:
         """Fit, replace and repair.

@@ -33,8 +33,6 @@ class Moments:
     >>> moments.add(torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]]))
     >>> moments.mean, moments.covariance
     (tensor([[2., 2.]], dtype=torch.float64), tensor([[[1., 0.], [0., 0.]]], dtype=torch.float64))
-
-    A sum of two is the moments of both sets of vectors together.
     """
 
     def __init__(self) -> None:

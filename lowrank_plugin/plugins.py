@@ -56,6 +56,7 @@ class Manager(pluggy.PluginManager):
 
     def __init__(self, strict: bool = False) -> None:
         super().__init__(PROJECT)
+        self._found: dict[str, dict[str, Registered]] = {}
         self.strict = strict
         self.failures: list[str] = []
         self.add_hookspecs(specs)
@@ -70,15 +71,25 @@ class Manager(pluggy.PluginManager):
             self._load(entry_point)
 
     def _load(self, entry_point: metadata.EntryPoint) -> None:
-        where = f"{entry_point.name!r} of {_distribution(entry_point)}"
+        distribution = _distribution(entry_point)
+        where, name = f"{entry_point.name!r} of {distribution}", f"{distribution}:{entry_point.name}"
         try:
-            plugin = entry_point.load()
-            self.register(plugin, name=f"{_distribution(entry_point)}:{entry_point.name}")
+            self.register(entry_point.load(), name=name)
             self.check_pending()
         except Exception as error:  # noqa: BLE001 - whatever a third party's import raises is reported, not ours to name
             self._fail(f"The lowrank plugin {where} could not be loaded: {type(error).__name__}: {error}", error)
-            if self.has_plugin(f"{_distribution(entry_point)}:{entry_point.name}"):
-                self.unregister(name=f"{_distribution(entry_point)}:{entry_point.name}")
+            if self.has_plugin(name):
+                self.unregister(name=name)
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        """As pluggy's; what plugins offer is asked for anew afterwards."""
+        self._found.clear()
+        return super().register(plugin, name)
+
+    def unregister(self, plugin: Any = None, name: str | None = None) -> Any:
+        """As pluggy's; what plugins offer is asked for anew afterwards."""
+        self._found.clear()
+        return super().unregister(plugin, name)
 
     def _fail(self, message: str, cause: Exception | None = None) -> None:
         self.failures.append(message)
@@ -87,11 +98,16 @@ class Manager(pluggy.PluginManager):
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def registered(self, kind: str) -> dict[str, Registered]:
-        """All records of one kind by the name users type.
+        """All records of one kind by the name users type. Each plugin is asked once.
 
         :param kind: one of ``KINDS``.
         :raises PluginError: where two plugins yield one name; names both distributions.
         """
+        if kind not in self._found:
+            self._found[kind] = self._collected(kind)
+        return self._found[kind]
+
+    def _collected(self, kind: str) -> dict[str, Registered]:
         found: dict[str, Registered] = {}
         for implementation in getattr(self.hook, KINDS[kind]).get_hookimpls():
             distribution, version = self._origin(implementation.plugin_name)

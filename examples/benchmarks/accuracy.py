@@ -14,18 +14,17 @@ their network is trained first. Calibration uses no labels; the validation image
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from kernels import DATA, load_module
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +34,6 @@ from torch.nn import functional as F
 import lowrank_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
 SAMPLES, BATCH = 512, 32
 PLAIN = {"decomposers": ["tucker2"], "norm": "frobenius", "policy": "uniform", "repair": "none"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -125,7 +123,7 @@ def _run(task: Task, reference: Tensor, budget: float, section: dict[str, Any]) 
 
 
 def _trained(data: Path, name: str) -> Task:
-    reference = _module(data / "reference.py")
+    reference = load_module(data / "reference.py")
     build, images_of = reference.MODELS[name]
     calibration, (images, labels) = images_of("calibration")[0][:SAMPLES], images_of("validation")
     batches = [reference.normalize(calibration[i : i + BATCH]) for i in range(0, len(calibration), BATCH)]
@@ -140,16 +138,6 @@ def _digits() -> Task:
     training, test = digits.datasets()
     images, labels = test.tensors
     return Task("digits", digits.train(training), list(training.tensors[0][:SAMPLES].split(BATCH)), images, labels)
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", path)
-    if spec is None or spec.loader is None:
-        msg = f"{path} is not a Python module."
-        raise ValueError(msg)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:

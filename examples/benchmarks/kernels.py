@@ -58,7 +58,7 @@ def load(data: Path, images: int = 256) -> tuple[str, list[Layer]]:
 
 @torch.no_grad()
 def _trained(data: Path, images: int) -> list[Layer]:
-    reference = _module(data / "reference.py")
+    reference = load_module(data / "reference.py")
     model: nn.Module = reference.resnet18()
     convolutions = {name: module for name, module in model.named_modules() if name in SHAPES}
     sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in convolutions}
@@ -113,7 +113,8 @@ def _made_up(name: str, outputs: int, inputs: int, seed: int) -> Layer:
     return Layer(name, kernel.reshape(outputs, inputs, 3, 3), covariance, torch.zeros(inputs * 9))
 
 
-def _module(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """Import a Python file that is in no package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         msg = f"{path} is not a Python module."

@@ -109,6 +109,26 @@ def test_another_version_of_the_interface_is_refused():
         assert made.registered("cost model") == {}
 
 
+def test_each_plugin_is_asked_once_until_the_plugins_change():
+    asked = []
+
+    class Counting:
+        @hookimpl
+        def lowrank_cost_models(self):
+            asked.append(self)
+            raise RuntimeError("out of order")
+
+    made = Manager()
+    made.register(Counting(), "third-party")
+    with pytest.warns(RuntimeWarning, match="out of order"):
+        made.registered("cost model")
+    made.registered("cost model")
+    assert len(asked) == len(made.failures) == 1
+    made.unregister(name="third-party")
+    assert made.registered("cost model") == {}
+    assert len(asked) == 1
+
+
 def test_unknown_names_list_the_choices():
     with pytest.raises(ConfigurationError, match=r"Did you mean 'spatial_svd'.*Choose one of: .*svd"):
         manager().find("decomposer", "spatialsvd")
