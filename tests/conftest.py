@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import torch
+from common.processor import avoid_missing_tiles
 
 # small matrices: a second thread costs more than it brings, and results must not depend on how many there are
 torch.set_num_threads(1)
+
+# also for the processes that tests start
+avoid_missing_tiles()

@@ -3,8 +3,8 @@
 
 """Low-rank compression as a part of NNCF's compression config."""
 
-from lowrank_nncf.compose import create_compressed_model
-from lowrank_nncf.controller import CompressionController
-from lowrank_nncf.statistics import QuantizationStatistics, Statistics
+from lowrank_nncf.nncf3.compose import create_compressed_model
+from lowrank_nncf.nncf3.controller import CompressionController
+from lowrank_nncf.nncf3.statistics import QuantizationStatistics, Statistics
 
 __all__ = ["CompressionController", "QuantizationStatistics", "Statistics", "create_compressed_model"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
-from lowrank_nncf.statistics import Statistics
+from lowrank_nncf.nncf3.statistics import Statistics
 
 
 class CompressionController:

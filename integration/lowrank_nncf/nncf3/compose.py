@@ -13,14 +13,14 @@ from nncf.torch.function_hook.hook_storage import HookStorage
 from torch import nn
 
 from lowrank_hooks import CompressionContext
-from lowrank_nncf import scopes
-from lowrank_nncf.algorithms import algorithms
-from lowrank_nncf.controller import CompressionController
 from lowrank_nncf.errors import ConfigurationError, ModelError
-from lowrank_nncf.inputs import example_input
-from lowrank_nncf.order import check_order
-from lowrank_nncf.schema import validated
-from lowrank_nncf.statistics import Statistics
+from lowrank_nncf.nncf3 import scopes
+from lowrank_nncf.nncf3.algorithms import algorithms
+from lowrank_nncf.nncf3.controller import CompressionController
+from lowrank_nncf.nncf3.inputs import example_input
+from lowrank_nncf.nncf3.order import check_order
+from lowrank_nncf.nncf3.schema import validated
+from lowrank_nncf.nncf3.statistics import Statistics
 
 
 def create_compressed_model(

@@ -15,11 +15,11 @@ from torch import nn
 import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord as Algorithm
 from lowrank_hooks import CompressionContext as Context
-from lowrank_nncf import scopes
 from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import nncf_logging, progress
-from lowrank_nncf.schema import SCOPES
-from lowrank_nncf.statistics import QuantizationStatistics
+from lowrank_nncf.nncf3 import scopes
+from lowrank_nncf.nncf3.schema import SCOPES
+from lowrank_nncf.nncf3.statistics import QuantizationStatistics
 from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import DISABLE_VARIABLE, OWN_DISTRIBUTION, manager
 from lowrank_plugin.settings import SCHEMA, Settings
