@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The built-in cost models: what a chain of convolutions costs."""
+"""The cost models that are counted from the sizes of a chain of convolutions."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from torch import nn
 
 from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, StepEvent
 from lowrank_plugin import fitting, planning
+from lowrank_plugin.allocation import Candidates, Chosen
 from lowrank_plugin.batches import Progress, take_batches
-from lowrank_plugin.errors import BudgetError, CalibrationError, ConfigurationError, PlanError
+from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanError
 from lowrank_plugin.gradients import collect_gradients
 from lowrank_plugin.moments import Moments, Observed, collect
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.policies import cheapest_within
-from lowrank_plugin.propose import Pricing, Proposal, by_hand, options, propose
+from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
 from lowrank_plugin.repair import match_moments
 from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, make_record
@@ -115,22 +115,43 @@ class Flow:
 
     def plan(self) -> dict[str, Any]:
         """Choose a decomposer and a rank for every layer."""
+        candidates = self.candidates()
+        return self.write(candidates, self._chosen(candidates))
+
+    def candidates(self) -> Candidates:
+        """Look at the data and list the choices of every layer, with their errors and costs."""
         self.collect(list(self.survey.layers))
         # in the Frobenius norm an error says nothing about the output, so no weight can be derived from its gradients
         if self.norm == "two-sided" or (self.norm == "covariance" and self.settings.budget):
             self.weigh(list(self.survey.layers))
         weights = self._weights()
-        unit, limit = _unit(self.settings)
+        unit, _ = _unit(self.settings)
         proposals = self._proposals(unit)
-        dense = {name: of_layer[0] for name, of_layer in proposals.items()}
-        hand = {name: of_layer[1] for name, of_layer in proposals.items() if self._hand(name) is not None}
-        free = {name: of_layer for name, of_layer in proposals.items() if name not in hand}
-        chosen = {**hand, **self._allocate(free, weights, hand, dense, limit)}
-        choices = {name: (dense[name], chosen[name]) for name in proposals}
+        hand = frozenset(name for name in proposals if self._hand(name) is not None)
+        policy = manager().find("rank policy", self.settings.policy)
+        return Candidates(proposals, hand, weights, policy, self._whole(unit.name, proposals))
+
+    def _chosen(self, candidates: Candidates) -> Chosen:
+        _, limit = _unit(self.settings)
+        if self.settings.budget is None or limit is None:
+            return candidates.by_hand()
+        if "error" in self.settings.budget:
+            return candidates.within_error(limit)
+        return candidates.within_share(limit)
+
+    def write(self, candidates: Candidates, chosen: Chosen) -> dict[str, Any]:
+        """Write choices down as a plan.
+
+        :param candidates: what there was to choose from.
+        :param chosen: the choices.
+        """
+        choices = {name: (candidates.proposals[name][0], each) for name, each in chosen.items()}
         reasons = {
-            name: "no chain of the competing decomposers would cost less" if limit else "no rank was given for it"
-            for name, of_layer in proposals.items()
-            if len(of_layer) == 1
+            name: "no chain of the competing decomposers would cost less"
+            if self.settings.budget
+            else "no rank was given for it"
+            for name in chosen
+            if len(candidates.proposals[name]) == 1
         }
         return planning.make_plan(self.survey, self.settings, self.norm, choices, reasons)
 
@@ -143,11 +164,11 @@ class Flow:
             pricing = Pricing(layer, module, unit)
             hand = self._hand(name)
             if hand is not None:
-                found[name] = [pricing.dense(), by_hand(layer, hand, pricing, self.records)]
+                found[name] = by_hand(layer, hand, pricing, self.records)
             elif self.settings.budget is not None:
                 found[name] = propose(self._problem(name), pricing, self.records)
             else:
-                found[name] = [pricing.dense()]
+                found[name] = pricing.proposals(())
             manager().hook.lowrank_step(event=StepEvent("propose", done, len(names), name))
         return found
 
@@ -163,37 +184,10 @@ class Flow:
     def _hand(self, name: str) -> Rank | None:
         return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)
 
-    def _allocate(
-        self,
-        free: Mapping[str, Sequence[Proposal]],
-        weights: Mapping[str, float],
-        hand: Mapping[str, Proposal],
-        dense: Mapping[str, Proposal],
-        limit: float | None,
-    ) -> dict[str, Proposal]:
-        if limit is None:
-            return {name: of_layer[0] for name, of_layer in free.items()}
-        choices = options(free, weights)
-        if self.settings.budget is not None and "error" in self.settings.budget:
-            indices: Mapping[str, int] = cheapest_within(choices, limit)
-        else:
-            whole = self._whole(dense)
-            rest = limit * whole - (whole - sum(each.cost for each in dense.values()))
-            rest -= sum(each.cost for each in hand.values())
-            policy = manager().find("rank policy", self.settings.policy)
-            try:
-                indices = policy.allocate(choices, rest)
-            except BudgetError as error:
-                least = whole - sum(max(o.cost for o in each) - min(o.cost for o in each) for each in choices.values())
-                msg = f"The budget {self.settings.budget} cannot be met; the least here is {least / whole:.3f}. {error}"
-                raise BudgetError(msg) from error
-        return {name: of_layer[indices[name]] for name, of_layer in free.items()}
-
-    def _whole(self, dense: Mapping[str, Proposal]) -> float:
-        """What the whole model costs, in the unit of the budget."""
-        unit = next(iter(self.settings.budget or {}))
+    def _whole(self, unit: str, proposals: Mapping[str, Sequence[Proposal]]) -> float:
+        """What the whole model costs."""
         totals = {"macs": self.survey.macs * self.survey.samples, "parameters": float(self.survey.parameters)}
-        return totals.get(unit, sum(each.cost for each in dense.values()))
+        return totals.get(unit, sum(of_layer[0].cost for of_layer in proposals.values()))
 
     def fit(self, ranks: Mapping[str, tuple[str, Rank]]) -> dict[str, fitting.Fitted]:
         """Solve for the factors of every layer of a plan.

@@ -6,12 +6,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
-from lowrank_hooks import CostModelRecord, DecomposerRecord, KernelShape, Option, Problem, Rank, StageShape
+from lowrank_hooks import (
+    CostModelRecord,
+    DecomposerRecord,
+    KernelShape,
+    MeasuredCost,
+    Option,
+    Problem,
+    Rank,
+    StageShape,
+)
 from lowrank_plugin.costs import macs, parameters
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.survey import Layer
@@ -21,6 +31,25 @@ logger = logging.getLogger("lowrank_plugin")
 DENSE = "dense"
 
 
+Chain = tuple[StageShape, ...]
+"""The sizes of a chain for one group of its layer; empty for the layer itself."""
+
+
+class Draft(NamedTuple):
+    """A choice whose price is not known yet.
+
+    :param decomposer: the decomposer's name, or ``"dense"``.
+    :param rank: its rank; empty for dense.
+    :param error: predicted relative error.
+    :param chain: the sizes of the stages.
+    """
+
+    decomposer: str
+    rank: Rank
+    error: float
+    chain: Chain
+
+
 @dataclass(frozen=True)
 class Proposal:
     """One choice for one layer.
@@ -28,6 +57,7 @@ class Proposal:
     :param decomposer: the decomposer's name, or ``"dense"``.
     :param rank: its rank; empty for dense.
     :param error: predicted relative error.
+    :param chain: the sizes of the stages; empty for dense.
     :param cost: in the unit of the budget, over the example run.
     :param macs: multiply-accumulates over the example run.
     :param parameters: number of weights.
@@ -36,6 +66,7 @@ class Proposal:
     decomposer: str
     rank: Rank
     error: float
+    chain: Chain
     cost: float
     macs: float
     parameters: float
@@ -47,33 +78,33 @@ class Pricing:
     :param layer: the layer.
     :param module: its module, for its geometry.
     :param model: the unit of the budget.
+    :param measured: what ``model.measure`` returned, where the unit is measured.
     """
 
-    def __init__(self, layer: Layer, module: nn.Module, model: CostModelRecord) -> None:
-        self._layer, self._module, self._model = layer, module, model
+    def __init__(
+        self, layer: Layer, module: nn.Module, model: CostModelRecord, measured: MeasuredCost | None = None
+    ) -> None:
+        self._layer, self._module, self._model, self._measured = layer, module, model, measured
 
-    def proposal(self, decomposer: str, rank: Rank, error: float, stages: tuple[StageShape, ...]) -> Proposal:
-        """Price a chain.
+    def proposals(self, drafts: Iterable[Draft]) -> list[Proposal]:
+        """Price the layer as it is and other choices.
 
-        :param decomposer: whose chain it is.
-        :param rank: its rank.
-        :param error: its predicted relative error.
-        :param stages: the sizes of the chain, for one group.
+        :param drafts: the other choices.
+        :return: as many proposals and one more; the first keeps the layer as it is.
         """
-        positions, groups = self._layer.positions(self._module, stages), self._layer.shape.groups
-        return Proposal(
-            decomposer,
-            rank,
-            error,
-            self._model.cost(stages, positions, groups),
-            macs(stages, positions, groups),
-            parameters(stages, positions, groups),
-        )
-
-    def dense(self) -> Proposal:
-        """The layer as it is."""
+        drafts = [Draft(DENSE, (), 0.0, ()), *drafts]
         shape = self._layer.shape
-        return self.proposal(DENSE, (), 0.0, (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),))
+        dense = (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),)
+        sizes = [draft.chain or dense for draft in drafts]
+        counts = [(chain, self._layer.positions(self._module, chain), shape.groups) for chain in sizes]
+        if self._measured is not None:
+            costs: Iterable[float] = self._measured.layer(self._layer.name, [draft.chain for draft in drafts])
+        else:
+            costs = (self._model.cost(*each) for each in counts)  # type: ignore[misc]
+        return [
+            Proposal(*draft, cost, macs(*each), parameters(*each))
+            for draft, cost, each in zip(drafts, costs, counts, strict=True)
+        ]
 
 
 def fits(record: DecomposerRecord, shape: KernelShape) -> bool:
@@ -90,8 +121,7 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
     :return: the dense choice first; alone, where no chain would be cheaper. A decomposer that refuses the problem with
         a ValueError, such as for its norm, leaves the others to compete.
     """
-    dense = pricing.dense()
-    found = [dense]
+    drafts = []
     for record in records:
         if not fits(record, problem.shape):
             continue
@@ -101,21 +131,20 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
             logger.warning("%s does not compete: %s", record.name, error)
             continue
         for point in curve:
-            stages = record.decomposer.structure(problem.shape, point.rank)
-            proposal = pricing.proposal(record.name, point.rank, point.error, stages)
-            if proposal.cost < dense.cost:
-                found.append(proposal)
-    return found
+            chain = tuple(record.decomposer.structure(problem.shape, point.rank))
+            drafts.append(Draft(record.name, point.rank, point.error, chain))
+    dense, *others = pricing.proposals(drafts)
+    return [dense, *(proposal for proposal in others if proposal.cost < dense.cost)]
 
 
-def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[DecomposerRecord]) -> Proposal:
+def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[DecomposerRecord]) -> list[Proposal]:
     """The choice for a rank that a user gave: the first decomposer that takes so many ranks.
 
     :param layer: the layer.
     :param rank: the rank.
     :param pricing: for the costs.
     :param records: the decomposers allowed, in order.
-    :return: the choice; its error is not known before the fit and is given as NaN.
+    :return: the dense choice and that one; its error is not known before the fit and is given as NaN.
     :raises ConfigurationError: where no decomposer takes the rank, with the reasons.
     """
     reasons = []
@@ -123,11 +152,11 @@ def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[Decomp
         if not fits(record, layer.shape):
             continue
         try:
-            stages = record.decomposer.structure(layer.shape, rank)
+            chain = tuple(record.decomposer.structure(layer.shape, rank))
         except ValueError as error:
             reasons.append(f"{record.name}: {error}")
             continue
-        return pricing.proposal(record.name, rank, float("nan"), stages)
+        return pricing.proposals([Draft(record.name, rank, float("nan"), chain)])
     msg = f"No decomposer takes rank {list(rank)} at layer {layer.name!r}. {' '.join(reasons)}".strip()
     raise ConfigurationError(msg)
 

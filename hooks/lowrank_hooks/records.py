@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from lowrank_hooks.factorization import StageShape
 from lowrank_hooks.layers import LayerAdapter
 from lowrank_hooks.problem import Decomposer
 
@@ -57,20 +58,69 @@ class LayerAdapterRecord:
 
 
 @dataclass(frozen=True)
+class CostContext:
+    """The network whose cost is measured.
+
+    :param model: the network; it must not be changed.
+    :param example: an input for it, any nesting of tuples, lists and dicts of tensors.
+    :param runtime: the section's ``"runtime"``: where and in which precision the network will run.
+    :param inputs: for each layer that can be compressed, the shape of its input at every call with the example.
+    :param chain: called with a layer's name and the sizes of a chain for one group, builds that chain for it with
+        random weights; without sizes, the layer itself.
+    :param network: called with {layer: sizes of its chain}, builds a copy of the network with those chains.
+    """
+
+    model: nn.Module
+    example: Any
+    runtime: Mapping[str, str]
+    inputs: Mapping[str, Sequence[Sequence[int]]]
+    chain: Callable[[str, Sequence[StageShape]], nn.Module]
+    network: Callable[[Mapping[str, Sequence[StageShape]]], nn.Module]
+
+
+@runtime_checkable
+class MeasuredCost(Protocol):
+    """A cost that no formula gives: it is measured on one network."""
+
+    def layer(self, name: str, chains: Sequence[Sequence[StageShape]]) -> Sequence[float]:
+        """What a layer costs with each of these chains in its place; an empty chain stands for the layer itself.
+
+        All chains of a layer come at once, so that few may be measured and the others interpolated.
+        """
+        ...
+
+    def networks(self, chains: Sequence[Mapping[str, Sequence[StageShape]]]) -> Sequence[float]:
+        """What the whole network costs with the chains of each {layer: chain} in place, in the unit of ``layer``."""
+        ...
+
+    def facts(self) -> Mapping[str, str]:
+        """Where the cost was measured, to be written into the plan."""
+        ...
+
+
+@dataclass(frozen=True)
 class CostModelRecord:
-    """What a chain costs: the unit of a budget.
+    """What a chain costs: the unit of a budget. Either ``cost`` or ``measure`` is given.
 
     :param name: the key users write in ``"budget"``.
     :param cost: called with the sizes of a chain for one group, the positions each stage computes for one sample, and
         the groups of the layer; returns the cost of the layer in any additive unit.
     :param summary: one line for listings.
     :param api_version: the contract it was written for.
+    :param measure: called once for a plan, for a cost that is measured on the network. A plan's budget is then met by
+        what the whole network measures, not by the sum over its layers.
     """
 
     name: str
-    cost: Callable[[Sequence[Any], Sequence[int], int], float]
+    cost: Callable[[Sequence[Any], Sequence[int], int], float] | None = None
     summary: str = ""
     api_version: int = API_VERSION
+    measure: Callable[[CostContext], MeasuredCost] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cost is None) == (self.measure is None):
+            msg = f"The cost model {self.name!r} must have either a cost or a measure."
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -117,11 +167,13 @@ class CompressionContext:
     :param dataset: the calibration data as the host knows them (``nncf.Dataset``); None if there are none.
     :param example_input: an example input of the model; None if it is to be taken from the data.
     :param target_device: the device the network will run on.
+    :param validation_fn: called with a model, returns its quality, higher is better; None if there is none.
     """
 
     dataset: Any = None
     example_input: Any = None
     target_device: str = "ANY"
+    validation_fn: Callable[[nn.Module], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +210,8 @@ class CompressionAlgorithmRecord:
 class StepEvent:
     """Something the flow has just done, for progress displays and logs.
 
-    :param step: ``"survey"``, ``"collect"``, ``"weigh"``, ``"propose"``, ``"fit"`` or ``"repair"``.
+    :param step: ``"survey"``, ``"collect"``, ``"weigh"``, ``"propose"``, ``"measure"``, ``"fit"``,
+        ``"repair"`` or ``"evaluate"``.
     :param done: units finished, layers or batches.
     :param total: units in all; None where it is unknown.
     :param layer: the layer just finished, where the unit is a layer.

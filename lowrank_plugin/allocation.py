@@ -1,0 +1,84 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From the choices of all layers to one choice a layer, under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lowrank_hooks import RankPolicyRecord
+from lowrank_plugin.errors import BudgetError
+from lowrank_plugin.policies import cheapest_within
+from lowrank_plugin.propose import Proposal, options
+
+Chosen = dict[str, Proposal]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What there is to choose from.
+
+    :param proposals: for each layer its choices, the first of which keeps it dense.
+    :param hand: layers whose rank the user gave; theirs is the second choice, and no other is taken.
+    :param weights: what a squared relative error of 1 at a layer is expected to cost the model.
+    :param policy: shares a budget among the other layers.
+    :param whole: what the whole model costs, in the unit of the proposals.
+    """
+
+    proposals: Mapping[str, Sequence[Proposal]]
+    hand: frozenset[str]
+    weights: Mapping[str, float]
+    policy: RankPolicyRecord
+    whole: float
+
+    @property
+    def least(self) -> float:
+        """The smallest share of the whole model's cost that can be reached."""
+        saved = sum(
+            of_layer[0].cost - (of_layer[1].cost if name in self.hand else min(each.cost for each in of_layer))
+            for name, of_layer in self.proposals.items()
+        )
+        return (self.whole - saved) / self.whole
+
+    def share(self, chosen: Mapping[str, Proposal]) -> float:
+        """The share of the whole model's cost that would remain with these choices."""
+        return 1 - sum(self.proposals[name][0].cost - each.cost for name, each in chosen.items()) / self.whole
+
+    def within_share(self, share: float) -> Chosen:
+        """Choices that leave at most a share of the whole model's cost.
+
+        :param share: above 0.
+        :raises BudgetError: where even the cheapest choices leave more.
+        """
+        free = self._free()
+        rest = share * self.whole - (self.whole - sum(of_layer[0].cost for of_layer in self.proposals.values()))
+        rest -= sum(self.proposals[name][1].cost for name in self.hand)
+        try:
+            indices = self.policy.allocate(options(free, self.weights), rest)
+        except BudgetError as error:
+            msg = f"A budget of {share:g} cannot be met; the least here is {self.least:.3f}. {error}"
+            raise BudgetError(msg) from error
+        return self._chosen({name: of_layer[indices[name]] for name, of_layer in free.items()})
+
+    def within_error(self, error: float) -> Chosen:
+        """The cheapest choice of each layer with at most a relative error."""
+        free = self._free()
+        indices = cheapest_within(options(free, self.weights), error)
+        return self._chosen({name: of_layer[indices[name]] for name, of_layer in free.items()})
+
+    def by_hand(self) -> Chosen:
+        """Only the ranks that the user gave."""
+        return self._chosen({name: of_layer[0] for name, of_layer in self._free().items()})
+
+    def only(self, names: Container[str]) -> Candidates:
+        """The same without all layers but some; what the others cost counts as fixed."""
+        left = {name: of_layer for name, of_layer in self.proposals.items() if name in names}
+        return replace(self, proposals=left, hand=frozenset(self.hand & left.keys()))
+
+    def _free(self) -> dict[str, Sequence[Proposal]]:
+        return {name: of_layer for name, of_layer in self.proposals.items() if name not in self.hand}
+
+    def _chosen(self, free: Mapping[str, Proposal]) -> Chosen:
+        return {name: of_layer[1] if name in self.hand else free[name] for name, of_layer in self.proposals.items()}
