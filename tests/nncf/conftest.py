@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 # NNCF reads it on import; tests must not report usage.
 os.environ.setdefault("NNCF_CI", "1")
@@ -14,6 +16,9 @@ import nncf
 import pytest
 import torch
 from torch import Tensor, nn
+
+# Shared helpers are plain modules beside the tests: ``from untouched import state_of``.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class SmallNet(nn.Module):

@@ -76,7 +76,10 @@ def test_it_runs_between_the_built_in_ones(model: nn.Module, dataset: nncf.Datas
         ([QUANTIZATION, HALVE], "order must be halve, quantization: 'quantization' must come after 'halve'"),
         ([{**HALVE, "tims": 1}], "Unknown key 'tims'.*Did you mean 'times'"),
         ([{**HALVE, "times": 4}], "Three times is enough"),
-        ([{"algorithm": "halv"}], "Did you mean 'halve'.*Algorithms: lowrank, quantization, halve"),
+        (
+            [{"algorithm": "halv"}],
+            "Did you mean 'halve'.*Algorithms: lowrank, magnitude_sparsity, rb_sparsity, quantization, halve",
+        ),
     ],
     ids=["before lowrank", "after quantization", "typo", "check", "name"],
 )

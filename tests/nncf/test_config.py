@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,30 +12,14 @@ import nncf
 import pytest
 import torch
 from torch import Tensor, nn
+from untouched import assert_same_state, state_of
 
 import lowrank_nncf
 from lowrank_plugin.errors import ConfigurationError
 
 LOWRANK = {"algorithm": "lowrank", "budget": {"macs": 0.5}}
 QUANTIZATION = {"algorithm": "quantization"}
-
-
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """Everything that a compression could change: tensors, types, modes and gradients."""
-    return {
-        "tensors": copy.deepcopy(model.state_dict()),
-        "modules": {name: (type(module), module.training) for name, module in model.named_modules()},
-        "gradients": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        "hooks": {name: len(module._forward_hooks) for name, module in model.named_modules()},
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
-    }
-
-
-def assert_same_state(model: nn.Module, before: dict[str, Any]) -> None:
-    after = state_of(model)
-    assert before["tensors"].keys() == after["tensors"].keys()
-    assert all(torch.equal(before["tensors"][key], after["tensors"][key]) for key in before["tensors"])
-    assert {**before, "tensors": None} == {**after, "tensors": None}
+MAGNITUDE = {"algorithm": "magnitude_sparsity", "sparsity_init": 0.5}
 
 
 @dataclass
@@ -56,11 +39,18 @@ BAD_CONFIGS = [
     BadConfig("typo in quantization", {**QUANTIZATION, "presett": "mixed"}, "'presett'.*Did you mean 'preset'"),
     BadConfig("unknown value", {**QUANTIZATION, "preset": "fast"}, "'fast'.*preset.*'performance' or 'mixed'"),
     BadConfig("unknown algorithm", {"algorithm": "lowrnk"}, "'lowrnk'.*Did you mean 'lowrank'.*quantization"),
-    BadConfig("no algorithm", {"budget": {"macs": 0.5}}, "Missing key 'algorithm'.*lowrank, quantization"),
+    BadConfig("no algorithm", {"budget": {"macs": 0.5}}, "Missing key 'algorithm'.*lowrank, magnitude_sparsity"),
     BadConfig("removed algorithm", {"algorithm": "filter_pruning"}, "NNCF 3 no longer has it.*'lowrank'"),
-    BadConfig("algorithm elsewhere", {"algorithm": "magnitude_sparsity"}, "nncf.prune"),
+    BadConfig("algorithm elsewhere", {"algorithm": "movement_sparsity"}, "NNCF 3 no longer has it.*'rb_sparsity'"),
+    BadConfig("key elsewhere", {**QUANTIZATION, "quantize_inputs": False}, "'quantize_inputs'.*ignored_scopes"),
+    BadConfig("range elsewhere", {**QUANTIZATION, "initializer": {"range": {"type": "threesigma"}}}, "'min_max'"),
+    BadConfig("bits", {**QUANTIZATION, "weights": {"bits": 4}}, "4 .*bits.*8, the only width"),
     BadConfig("wrong order", [QUANTIZATION, LOWRANK], "order must be lowrank, quantization"),
+    BadConfig("pruning too late", [QUANTIZATION, MAGNITUDE], "order must be magnitude_sparsity, quantization"),
+    BadConfig("pruning too early", [MAGNITUDE, LOWRANK], "order must be lowrank, magnitude_sparsity"),
+    BadConfig("both prunings", [MAGNITUDE, {"algorithm": "rb_sparsity"}], "both prune.*Choose one"),
     BadConfig("twice", [LOWRANK, LOWRANK], "'lowrank' appears 2 times"),
+    BadConfig("quantized twice", [QUANTIZATION, QUANTIZATION], "'quantization' appears 2 times"),
     BadConfig("no section", [], "no compression section"),
     BadConfig("section of a wrong type", ["lowrank"], "'lowrank'.*expected a dictionary"),
     BadConfig("budget of 0", {"algorithm": "lowrank", "budget": {"macs": 0}}, "above 0 and at most 1"),

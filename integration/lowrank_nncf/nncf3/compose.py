@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import nncf
-from nncf.torch.function_hook.hook_storage import HookStorage
 from torch import nn
 
 from lowrank_hooks import CompressionContext
@@ -21,6 +20,8 @@ from lowrank_nncf.nncf3.inputs import example_input
 from lowrank_nncf.nncf3.order import check_order
 from lowrank_nncf.nncf3.schema import validated
 from lowrank_nncf.nncf3.statistics import Statistics
+from lowrank_nncf.nncf3.wrapping import bake_pruning, check_free_of_hooks
+from lowrank_plugin.reporting import RECORD
 
 
 def create_compressed_model(
@@ -39,8 +40,10 @@ def create_compressed_model(
 
     :param model: the model, in any mode and on any device.
     :param config: a dictionary with the key ``"compression"``: a section or a list of sections, in the order
-        ``"lowrank"``, ``"quantization"``, with algorithms of installed plugins where they say; optionally
-        ``"input_info"``, ``"target_device"``, ``"ignored_scopes"`` and ``"target_scopes"``, as in NNCF 2.
+        ``"lowrank"``, ``"magnitude_sparsity"`` or ``"rb_sparsity"``, ``"quantization"``, with algorithms of installed
+        plugins where they say; optionally ``"input_info"``, ``"target_device"``, ``"ignored_scopes"`` and
+        ``"target_scopes"``, as in NNCF 2, and ``"bake_pruning"``: true multiplies the masks of a model that NNCF has
+        pruned into its weights first, so that what is decomposed is the pruned network.
     :param dataset: the calibration data; no labels are used.
     :return: the controller and the compressed model.
     :raises nncf.ValidationError: where the config, the data or the budget cannot be used.
@@ -49,8 +52,8 @@ def create_compressed_model(
     known = algorithms()
     sections = validated(config, {name: algorithm.schema for name, algorithm in known.items()})
     check_order([known[section["algorithm"]] for section in sections])
-    _check_model(model)
     _check_dataset(dataset)
+    model = _checked_model(model, sections, config.get("bake_pruning", False))
     example = example_input(config.get("input_info"), model)
     context = CompressionContext(dataset, example, config.get("target_device", "ANY"))
     steps = [
@@ -68,17 +71,19 @@ def create_compressed_model(
     return CompressionController(compressed, Statistics.of(statistics), context), compressed
 
 
-def _check_model(model: nn.Module) -> None:
+def _checked_model(model: object, sections: list[dict[str, Any]], bake: bool) -> nn.Module:
+    """The model that the compression starts from: the one given, or a copy with its pruning masks baked in."""
     if not isinstance(model, nn.Module):
         msg = f"Expected the model to be a torch.nn.Module, got {type(model).__name__}."
         raise ConfigurationError(msg)
-    if any(isinstance(module, HookStorage) and not module.is_empty() for module in model.modules()):
+    if hasattr(model, RECORD) and any(section["algorithm"] == "lowrank" for section in sections):
         msg = (
-            "The model already carries NNCF's hooks, which would silently lose the layers that are replaced. If it is "
-            "quantized, start from the model before nncf.quantize and add the section 'quantization'. If it is pruned, "
-            "bake the masks into the weights first: nncf.strip(model, strip_format=nncf.StripFormat.IN_PLACE)."
+            "The model has already been decomposed. Start from the original model, with the budget you want in the end."
         )
         raise ModelError(msg)
+    start = bake_pruning(model) if bake else model
+    check_free_of_hooks(start)
+    return start
 
 
 def _check_dataset(dataset: object) -> None:

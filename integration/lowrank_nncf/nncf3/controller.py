@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
+from lowrank_nncf.nncf3.inputs import example_of
 from lowrank_nncf.nncf3.statistics import Statistics
 
 
@@ -49,7 +50,7 @@ class CompressionController:
         if not is_wrapped(self.model):
             return copy.deepcopy(self.model) if do_copy else self.model
         try:
-            return nncf.strip(self.model, do_copy=do_copy, example_input=self._example())
+            return nncf.strip(self.model, do_copy=do_copy, example_input=example_of(self._context))
         except ModuleNotFoundError as error:
             msg = f"NNCF needs the package {error.name!r} to strip a model. Install it: pip install {error.name}."
             raise nncf.InstallationError(msg) from error
@@ -69,15 +70,7 @@ class CompressionController:
             # Both formats are traced with torch.jit, which torch has deprecated and which remarks on NNCF's quantizers.
             for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
                 warnings.simplefilter("ignore", category)
-            writers[path.suffix](copy.deepcopy(self.model).eval(), self._example(), path)
-
-    def _example(self) -> Any:
-        if self._context.example_input is not None:
-            return self._context.example_input
-        if self._context.dataset is not None:
-            return next(iter(self._context.dataset.get_inference_data()))
-        msg = "No example input to trace the model with. Give 'input_info' in the config."
-        raise ConfigurationError(msg)
+            writers[path.suffix](copy.deepcopy(self.model).eval(), example_of(self._context), path)
 
 
 def _write_openvino(model: nn.Module, example: Any, path: Path) -> None:

@@ -1,17 +1,20 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An example input made from the config's 'input_info'."""
+"""What a model is run on: an example input, made from the config's 'input_info', and how much of the data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import nncf
 import torch
 from torch import Tensor, nn
 
-from lowrank_nncf.errors import ConfigurationError
+from lowrank_hooks import CompressionContext
+from lowrank_nncf.errors import CalibrationError, ConfigurationError
 
 
 def example_input(input_info: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, model: nn.Module) -> Any:
@@ -39,6 +42,42 @@ def example_input(input_info: Mapping[str, Any] | Sequence[Mapping[str, Any]] | 
         )
         raise ConfigurationError(msg)
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def example_of(context: CompressionContext) -> Any:
+    """Return the example input of a config, or else the first of its data.
+
+    :param context: what the config says for all sections.
+    :raises ConfigurationError: where there is neither.
+    :raises CalibrationError: where the data are empty.
+    """
+    if context.example_input is not None:
+        return context.example_input
+    if context.dataset is None:
+        msg = (
+            "No example input to run the model with. Give 'input_info' in the config, or pass "
+            "dataset=nncf.Dataset(loader, transform)."
+        )
+        raise ConfigurationError(msg)
+    try:
+        return next(iter(context.dataset.get_inference_data()))
+    except StopIteration as error:
+        msg = "The dataset is empty. A generator can be gone through only once; give a list or a DataLoader instead."
+        raise CalibrationError(msg) from error
+
+
+def items_for(samples: int, dataset: nncf.Dataset) -> int:
+    """How many items of a data set hold as many samples; at most all of them.
+
+    >>> items_for(20, nncf.Dataset([0, 1, 2]))
+    3
+
+    :param samples: the number wanted.
+    :param dataset: the data; an item is a sample unless the data source has a ``batch_size``.
+    """
+    items = math.ceil(samples / (dataset.get_batch_size() or 1))
+    length = dataset.get_length()
+    return items if length is None else min(items, length)
 
 
 def _tensor(entry: Mapping[str, Any], device: torch.device) -> Tensor:

@@ -12,6 +12,8 @@ from lowrank_hooks import CompressionAlgorithmRecord
 from lowrank_nncf.errors import ConfigurationError
 from lowrank_plugin.errors import PluginError
 
+_PRUNING = frozenset({"magnitude_sparsity", "rb_sparsity"})
+
 
 def check_order(algorithms: Sequence[CompressionAlgorithmRecord]) -> None:
     """Raise unless the algorithms of a config come once each and in an order that all of them accept.
@@ -28,6 +30,13 @@ def check_order(algorithms: Sequence[CompressionAlgorithmRecord]) -> None:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         msg = f"Algorithm {repeated!r} appears {names.count(repeated)} times in config['compression']; give it once."
+        raise ConfigurationError(msg)
+    pruning = [name for name in names if name in _PRUNING]
+    if len(pruning) > 1:
+        msg = (
+            f"config['compression'] names {' and '.join(map(repr, pruning))}, which both prune: the second would "
+            "work on weights that the first has masked. Choose one."
+        )
         raise ConfigurationError(msg)
     earlier: dict[str, set[str]] = {name: set() for name in names}
     for algorithm in algorithms:

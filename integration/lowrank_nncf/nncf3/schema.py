@@ -17,6 +17,13 @@ SCOPES: dict[str, Any] = {
     "items": {"type": "string"},
 }
 
+SCOPING: dict[str, Any] = {
+    "ignored_scopes": SCOPES,
+    "target_scopes": SCOPES,
+    "validate_scopes": {"description": "true or false", "type": "boolean"},
+}
+"""The keys with which a section that puts hooks into a model says where."""
+
 INPUT: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -49,22 +56,20 @@ CONFIG: dict[str, Any] = {
         },
         "ignored_scopes": SCOPES,
         "target_scopes": SCOPES,
+        "bake_pruning": {"description": "true or false", "type": "boolean"},
     },
     "additionalProperties": False,
 }
 
 _REMOVED = "NNCF 3 no longer has it. "
-_FUNCTION = "NNCF 3 has it as a function only. Compress with 'lowrank' alone, then call nncf.prune with the mode "
 ELSEWHERE = {
     "filter_pruning": _REMOVED + "Use 'lowrank', which also makes layers really smaller.",
     "knowledge_distillation": _REMOVED + "Add the distance to the original model's outputs to the training loss.",
-    "const_sparsity": _REMOVED + "Prune with nncf.prune after the compression.",
-    "movement_sparsity": _FUNCTION + "UNSTRUCTURED_REGULARIZATION_BASED, and quantize last.",
+    "const_sparsity": _REMOVED + "Use 'magnitude_sparsity', or add \"bake_pruning\": true for a model already pruned.",
+    "movement_sparsity": _REMOVED + "Use 'rb_sparsity', which learns its masks as well.",
     "progressive_shrinking": _REMOVED + "Use 'lowrank' with a budget: it chooses the sizes of the layers.",
     "binarization": _REMOVED + "Use 'quantization'.",
     "experimental_quantization": _REMOVED + "Use 'quantization'.",
-    "magnitude_sparsity": _FUNCTION + "UNSTRUCTURED_MAGNITUDE_GLOBAL, and quantize last.",
-    "rb_sparsity": _FUNCTION + "UNSTRUCTURED_REGULARIZATION_BASED, and quantize last.",
 }
 """Algorithms of NNCF 2.x that a config for NNCF 3.x cannot name, and what to use instead."""
 
@@ -80,7 +85,8 @@ def validated(config: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any
     Did you mean 'lowrank'? Algorithms: lowrank.
 
     :param config: the config as users write it.
-    :param sections: {algorithm: the schema of its section without the key 'algorithm'}.
+    :param sections: {algorithm: the schema of its section without the key 'algorithm'}; a schema may hold
+        ``"removed"``, {key that NNCF 2 knew: what to do instead}.
     :return: the sections in the order of the config.
     :raises ConfigurationError: where the config does not fit.
     """
@@ -126,5 +132,9 @@ def _validate_section(section: Any, sections: Mapping[str, Mapping[str, Any]], w
     if name not in sections:
         msg = f"Unknown algorithm {name!r} in {where}. {suggestion(name, sections)}{choices}"
         raise ConfigurationError(msg)
+    for key in section:
+        if key in sections[name].get("removed", {}):
+            msg = f"Key {key!r} in {where} cannot be used: {sections[name]['removed'][key]}"
+            raise ConfigurationError(msg)
     with as_nncf_errors():
         validate({key: value for key, value in section.items() if key != "algorithm"}, sections[name], where)

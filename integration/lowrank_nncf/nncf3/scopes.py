@@ -5,9 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import nncf
+from torch import nn
+
+from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
+from lowrank_nncf.nncf3.inputs import example_of
 from lowrank_plugin.scopes import matches
 from lowrank_plugin.validation import suggestion
 
@@ -23,7 +29,27 @@ def as_list(scopes: str | Sequence[str] | None) -> list[str]:
     return [scopes] if isinstance(scopes, str) else list(scopes)
 
 
-def select(scopes: Iterable[str], operations: Sequence[str], where: str) -> set[str]:
+def ignored(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> nncf.IgnoredScope | None:
+    """What a section leaves alone, as NNCF wants it: names of operations that are surely in the model.
+
+    :param model: the model that the section is applied to.
+    :param section: with the keys ``"ignored_scopes"``, ``"target_scopes"`` and ``"validate_scopes"``, or without.
+    :param context: what the config says for all sections.
+    :raises ConfigurationError: for a scope that names nothing, unless ``"validate_scopes"`` is false.
+    """
+    left_out, targets = (as_list(section.get(key)) for key in ("ignored_scopes", "target_scopes"))
+    if not left_out and not targets:
+        return None
+    strict = section.get("validate_scopes", True)
+    graph = nncf.build_graph(model, example_input=example_of(context))
+    operations = [node.node_name for node in graph.get_all_nodes() if "/" in node.node_name]
+    names = select(left_out, operations, "ignored_scopes", strict)
+    if targets:
+        names |= set(operations) - select(targets, operations, "target_scopes", strict)
+    return nncf.IgnoredScope(names=sorted(names)) if names else None
+
+
+def select(scopes: Iterable[str], operations: Sequence[str], where: str, strict: bool = True) -> set[str]:
     """Return the operations of NNCF's graph that scopes name.
 
     A scope is an operation, a module and with it all that is inside, or ``{re}`` and a pattern for either. Since a
@@ -38,13 +64,14 @@ def select(scopes: Iterable[str], operations: Sequence[str], where: str) -> set[
     :param scopes: what the config names.
     :param operations: the names of all operations, as in nncf.build_graph.
     :param where: the config's key, for messages.
+    :param strict: whether a scope that names nothing is an error.
     :raises ConfigurationError: for a scope that names nothing.
     """
     selected: set[str] = set()
     for scope in scopes:
         with as_nncf_errors():
             found = {name for name in operations if matches(name.replace("/", "."), scope)}
-        if not found:
+        if not found and strict:
             modules = {name.rsplit("/", 2)[0].replace("/", ".") for name in operations}
             msg = (
                 f"Scope {scope!r} in {where} matches no operation of the model. "

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nncf.torch.function_hook.hook_storage import HookStorage
+import nncf
+from nncf.torch.function_hook import is_wrapped
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
+from lowrank_nncf.nncf3.wrapping import hooks
 from lowrank_plugin.reporting import Report
 
 
@@ -38,19 +40,13 @@ class QuantizationStatistics:
         :param model: a model that NNCF 3 has quantized.
         """
         layers = [name for name, module in model.named_modules() if isinstance(module, _WEIGHTED)]
-        hooks = [
-            (name, hook)
-            for storage in model.modules()
-            if isinstance(storage, HookStorage)
-            for name, hook in storage.named_hooks()
-            if isinstance(hook, BaseQuantizer)
-        ]
-        weights = [name for name, _ in hooks if _is_weight(name, layers)]
+        quantizers = list(hooks(model, (BaseQuantizer,)))
+        weights = [name for name, _ in quantizers if _is_weight(name, layers)]
         return cls(
             quantized_layers=len(weights),
             layers=len(layers),
-            activation_quantizers=len(hooks) - len(weights),
-            bits=tuple(sorted({hook.num_bits for _, hook in hooks})),
+            activation_quantizers=len(quantizers) - len(weights),
+            bits=tuple(sorted({hook.num_bits for _, hook in quantizers})),
         )
 
     def to_str(self) -> str:
@@ -63,15 +59,53 @@ class QuantizationStatistics:
 
 
 @dataclass(frozen=True)
+class PruningStatistics:
+    """How many weights of a model are pruned.
+
+    :param algorithm: the section of the config.
+    :param sparsity: the share of zeros in the tensors that have a mask.
+    :param global_sparsity: the number of those zeros over that of all parameters.
+    :param tensors: the share of zeros in each of them, by the name of the parameter.
+    """
+
+    algorithm: str
+    sparsity: float
+    global_sparsity: float
+    tensors: Mapping[str, float]
+
+    @classmethod
+    def of(cls, model: nn.Module, algorithm: str) -> PruningStatistics:
+        """Count the zeros in the masks of a model.
+
+        :param model: a model that NNCF 3 has pruned; one that carries no hooks has no masks.
+        :param algorithm: the section of the config.
+        """
+        if not is_wrapped(model):
+            return cls(algorithm, 0.0, 0.0, {})
+        found = nncf.pruning_statistic(model)
+        tensors = {each.tensor_name: each.pruned_ratio for each in found.pruned_tensors}
+        return cls(algorithm, found.pruning_ratio, found.global_pruning_ratio, dict(sorted(tensors.items())))
+
+    def to_str(self) -> str:
+        """Return one line of text."""
+        return (
+            f"Pruning by {self.algorithm}: {self.sparsity:.1%} of the weights of {len(self.tensors)} layers, "
+            f"{self.global_sparsity:.1%} of all parameters"
+        )
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What was done to a model, one value for each section of the config.
 
     :param lowrank: the per-layer report of the decomposition; None if the config has no such section.
+    :param pruning: the zeros; None if the config has no such section.
     :param quantization: the quantizers; None if the config has no such section.
     :param others: what algorithms of third parties returned, by their names.
     """
 
     lowrank: Report | None = None
+    pruning: PruningStatistics | None = None
     quantization: QuantizationStatistics | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,12 +118,14 @@ class Statistics:
 
         :param by_name: what each algorithm returned.
         """
-        own = {name: by_name.get(name) for name in ("lowrank", "quantization")}
-        return cls(**own, others={name: value for name, value in by_name.items() if name not in own})
+        pruning = next((value for value in by_name.values() if isinstance(value, PruningStatistics)), None)
+        own = {"lowrank", "quantization"} | ({pruning.algorithm} if pruning else set())
+        others = {name: value for name, value in by_name.items() if name not in own}
+        return cls(by_name.get("lowrank"), pruning, by_name.get("quantization"), others)
 
     def to_str(self) -> str:
         """Return a text with a table of the layers."""
-        parts = [part.to_str() for part in (self.lowrank, self.quantization) if part is not None]
+        parts = [part.to_str() for part in (self.lowrank, self.pruning, self.quantization) if part is not None]
         for name, value in self.others.items():
             parts.append(value.to_str() if hasattr(value, "to_str") else f"{name}: {value}")
         return "\n\n".join(parts)
@@ -98,6 +134,7 @@ class Statistics:
         """Return plain JSON values."""
         return {
             "lowrank": None if self.lowrank is None else self.lowrank.to_dict(),
+            "pruning": None if self.pruning is None else asdict(self.pruning),
             "quantization": None if self.quantization is None else asdict(self.quantization),
             **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in self.others.items()},
         }

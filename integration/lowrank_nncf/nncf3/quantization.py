@@ -1,0 +1,142 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The section ``"quantization"``: NNCF's post-training quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import nncf
+from nncf.quantization.advanced_parameters import QuantizationMode, QuantizationParameters
+from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
+from torch import nn
+
+from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
+from lowrank_nncf.errors import CalibrationError, ConfigurationError
+from lowrank_nncf.nncf3 import adaptation, scopes
+from lowrank_nncf.nncf3.inputs import items_for
+from lowrank_nncf.nncf3.schema import SCOPING
+from lowrank_nncf.nncf3.statistics import QuantizationStatistics
+from lowrank_nncf.nncf3.wrapping import check_can_be_wrapped
+
+_RANGES: dict[str, RangeEstimatorParameters] = {
+    "min_max": RangeEstimatorParametersSet.MINMAX,
+    "mean_min_max": RangeEstimatorParametersSet.MEAN_MINMAX,
+    "mean_percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+}
+_QUANTIZER = {
+    "description": "a dictionary with the keys 'mode' and 'per_channel'",
+    "type": "object",
+    "properties": {
+        "mode": {"description": "'symmetric' or 'asymmetric'", "enum": ["symmetric", "asymmetric"]},
+        "per_channel": {"description": "true or false", "type": "boolean"},
+        "bits": {"description": "8, the only width NNCF 3 quantizes activations and weights to", "const": 8},
+    },
+    "additionalProperties": False,
+}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "preset": {"description": "'performance' or 'mixed'", "enum": ["performance", "mixed"]},
+        "overflow_fix": {
+            "description": "'enable', 'first_layer_only' or 'disable'",
+            "enum": ["enable", "first_layer_only", "disable"],
+        },
+        "model_type": {"description": "'transformer'", "enum": ["transformer"]},
+        "quantize_outputs": {"description": "true or false", "type": "boolean"},
+        "weights": _QUANTIZER,
+        "activations": _QUANTIZER,
+        "initializer": {
+            "description": "a dictionary with the keys 'range' and 'batchnorm_adaptation'",
+            "type": "object",
+            "properties": {
+                "range": {
+                    "description": "a dictionary with the keys 'num_init_samples' and 'type'",
+                    "type": "object",
+                    "properties": {
+                        "num_init_samples": {"description": "a positive integer", "type": "integer", "minimum": 1},
+                        "type": {
+                            "description": f"one of those NNCF 3 still has: {', '.join(map(repr, _RANGES))}",
+                            "enum": list(_RANGES),
+                        },
+                    },
+                    "additionalProperties": False,
+                },
+                "batchnorm_adaptation": adaptation.SCHEMA,
+            },
+            "additionalProperties": False,
+        },
+        **SCOPING,
+    },
+    "additionalProperties": False,
+    "removed": {
+        "quantize_inputs": "NNCF 3 always quantizes inputs. Name the first layers in 'ignored_scopes' instead.",
+        "scope_overrides": "NNCF 3 has no settings for single layers. Use 'ignored_scopes'.",
+        "export_to_onnx_standard_ops": "NNCF 3 has one format only. Export what controller.strip() returns.",
+        "params": "NNCF 3 quantizes at once, not in stages. Leave it out.",
+        "compression_lr_multiplier": "NNCF 3 does not scale gradients. Give the parameters of the quantizers a group "
+        "of their own in the optimizer.",
+    },
+}
+
+
+def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+    if context.dataset is None:
+        msg = "'quantization' needs calibration data. Pass dataset=nncf.Dataset(loader, transform)."
+        raise ConfigurationError(msg)
+    check_can_be_wrapped(model, "quantization")
+    adaptation.check(model, section, context)
+
+
+def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> tuple[nn.Module, Any]:
+    check_can_be_wrapped(model, "quantization")
+    samples = section.get("initializer", {}).get("range", {}).get("num_init_samples", 300)
+    training = {name: module.training for name, module in model.named_modules()}
+    try:
+        quantized = nncf.quantize(
+            model,
+            context.dataset,
+            preset=nncf.QuantizationPreset(section["preset"]) if "preset" in section else None,
+            target_device=nncf.TargetDevice(context.target_device),
+            subset_size=max(1, items_for(samples, context.dataset)),
+            model_type=nncf.ModelType(section["model_type"]) if "model_type" in section else None,
+            ignored_scope=scopes.ignored(model, section, context),
+            advanced_parameters=_advanced(section),
+        )
+    except StopIteration as error:
+        msg = "The dataset is empty. A generator can be gone through only once; give a list or a DataLoader instead."
+        raise CalibrationError(msg) from error
+    adaptation.adapt(quantized, section, context)
+    for name, module in quantized.named_modules():
+        module.training = training.get(name, model.training)
+    return quantized, QuantizationStatistics.of(quantized)
+
+
+def _advanced(section: Mapping[str, Any]) -> nncf.AdvancedQuantizationParameters:
+    """What the section says beyond the arguments of nncf.quantize."""
+    advanced = nncf.AdvancedQuantizationParameters(quantize_outputs=section.get("quantize_outputs", False))
+    if "overflow_fix" in section:
+        advanced.overflow_fix = nncf.OverflowFix(section["overflow_fix"])
+    for operand in ("weights", "activations"):
+        if operand in section:
+            wanted = section[operand]
+            parameters = QuantizationParameters(per_channel=wanted.get("per_channel"))
+            if "mode" in wanted:
+                parameters.mode = QuantizationMode(wanted["mode"])
+            setattr(advanced, f"{operand}_quantization_params", parameters)
+    kind = section.get("initializer", {}).get("range", {}).get("type")
+    if kind is not None:
+        advanced.activations_range_estimator_params = _RANGES[kind]
+    return advanced
+
+
+QUANTIZATION = CompressionAlgorithmRecord(
+    "quantization",
+    _apply,
+    _SCHEMA,
+    _check,
+    after=frozenset({"lowrank", "magnitude_sparsity", "rb_sparsity"}),
+    summary="NNCF's post-training quantization",
+)
