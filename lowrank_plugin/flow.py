@@ -18,9 +18,10 @@ from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, Step
 from lowrank_plugin import fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen
 from lowrank_plugin.batches import Progress, take_batches
+from lowrank_plugin.collection import Observed, collect
 from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanError
 from lowrank_plugin.gradients import collect_gradients
-from lowrank_plugin.moments import Moments, Observed, collect
+from lowrank_plugin.moments import Moments
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
 from lowrank_plugin.repair import match_moments
@@ -80,7 +81,7 @@ class Flow:
         for name in names:
             if name not in self.observed:
                 self._refuse(name, "its forward was not called on the calibration data")
-            elif self.norm != "frobenius" and not self.observed[name].inputs.finite:
+            elif self.norm != "frobenius" and not self.observed[name].patches.finite:
                 self._refuse(name, "its inputs contain NaN or infinity")
 
     def _moments(self, name: str) -> Moments | None:

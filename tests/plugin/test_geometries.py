@@ -17,7 +17,7 @@ from torch import nn
 import lowrank_plugin
 from lowrank_hooks import Factorization, Stage
 from lowrank_plugin.adapters import ConvAdapter, LinearAdapter
-from lowrank_plugin.moments import collect
+from lowrank_plugin.collection import collect
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import survey

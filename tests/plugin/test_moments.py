@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowrank_plugin.collection import collect, draw_positions
 from lowrank_plugin.errors import CalibrationError
-from lowrank_plugin.moments import ChannelStatistics, Moments, collect, draw_positions
+from lowrank_plugin.moments import ChannelStatistics, Moments
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import survey

@@ -1,0 +1,174 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Mean and covariance of the patches that enter each layer, collected by running the model."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_hooks import StepEvent
+from lowrank_plugin.adapters import ConvAdapter
+from lowrank_plugin.autocorrelation import Autocorrelation, Geometry
+from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
+from lowrank_plugin.moments import ChannelStatistics, Moments, working
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.survey import Layer, layer_input
+
+
+@dataclass
+class Observed:
+    """What was seen of one layer.
+
+    :param patches: sums over its input patches; nothing was added to them where they were not wanted.
+    :param outputs: statistics of its output channels, a value for each call.
+    """
+
+    patches: Moments | Autocorrelation = field(default_factory=Moments)
+    outputs: list[ChannelStatistics] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> Moments:
+        """The moments of its input patches; put together anew each time for layers that are as wide as deep."""
+        return self.patches.moments()
+
+
+def collect(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Any],
+    *,
+    patches: bool = True,
+    positions: float = 12.0,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Observed]:
+    """Run the model over the batches and collect the moments of every layer's input patches and of its output.
+
+    Of each layer about ``positions`` times as many patches are taken as its covariance is wide, drawn at random and
+    evenly over the samples; all of them where there are fewer, and where their correlations take less arithmetic than
+    the products of the drawn ones (:mod:`lowrank_plugin.autocorrelation`). Zero padding, stride and dilation count as
+    the layer sees them.
+
+    :param model: the network; its mode, its parameters and other people's hooks stay as they are.
+    :param layers: the layers by name.
+    :param batches: model inputs.
+    :param patches: whether to look at the inputs; otherwise only at the outputs.
+    :param positions: patches taken, as a multiple of the width of the covariance.
+    :param seed: seed of the draw.
+    :param progress: shows a bar.
+    :return: what was seen, by layer name; a layer that was never called has no entry.
+    :raises CalibrationError: where the model cannot take a batch.
+    """
+    samples = sum(batch_size(batch) for batch in batches)
+    taps = [_Tap(layer, model.get_submodule(name), samples, positions, patches) for name, layer in layers.items()]
+    handles = [tap.module.register_forward_hook(tap, with_kwargs=True) for tap in taps]
+    try:
+        with evaluating(model):
+            shown = progress(batches, description="Collecting statistics", total=len(batches))
+            for done, batch in enumerate(shown, start=1):
+                for tap in taps:
+                    tap.prepare(batch_size(batch) / samples, f"{seed}/{done}")
+                call(model, batch)
+                manager().hook.lowrank_step(event=StepEvent("collect", done, len(batches)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {tap.layer.name: tap.observed for tap in taps if tap.observed.outputs}
+
+
+class _Tap:
+    """A hook that looks at one layer's inputs and outputs.
+
+    :param layer: the layer.
+    :param module: itself.
+    :param samples: how many samples there will be in all.
+    :param positions: patches wanted, as a multiple of the width of the covariance.
+    :param patches: whether to look at the inputs.
+    """
+
+    def __init__(self, layer: Layer, module: nn.Module, samples: int, positions: float, patches: bool) -> None:
+        self.layer, self.module, self.patches = layer, module, patches
+        self.wanted = positions * layer.shape.in_channels * layer.shape.taps / max(1, len(layer.calls))
+        self.observed = Observed()
+        geometry = correlated(layer, module, samples, positions) if patches else None
+        if geometry is not None:
+            self.observed.patches, self.wanted = Autocorrelation(geometry), math.inf
+        self.generator = torch.Generator()
+        self.share = 0.0
+
+    def prepare(self, share: float, draw: str) -> None:
+        """Announce a batch.
+
+        :param share: of all samples that are in it.
+        :param draw: decides which positions are drawn; they depend on no other layer and no other batch.
+        """
+        self.share = share
+        self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{draw}".encode()))
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        adapter, observed = self.layer.adapter, self.observed
+        observed.outputs.append(ChannelStatistics.of(adapter.outputs(module, output.detach()), channel_axes=2))
+        if not self.patches:
+            return
+        inputs = layer_input(args, kwargs).detach()
+        if isinstance(observed.patches, Autocorrelation):
+            if observed.patches.takes(inputs):
+                observed.patches.add(inputs)
+                return
+            observed.patches = observed.patches.moments()
+        view = adapter.patches(module, inputs)
+        axes = view.dim() - 2 - len(self.layer.shape.kernel_size)
+        drawn = draw_positions(view, axes, self.wanted * self.share, self.generator)
+        observed.patches.add(working(drawn).flatten(2))
+
+
+def correlated(layer: Layer, module: nn.Module, samples: int, positions: float) -> Geometry | None:
+    """Where correlating whole maps takes less arithmetic than products of drawn patches: what is to be correlated.
+
+    :param layer: the layer.
+    :param module: itself.
+    :param samples: how many samples there will be in all.
+    :param positions: patches wanted, as a multiple of the width of the covariance.
+    """
+    if type(layer.adapter) is not ConvAdapter or len({(before[1:], after[1:]) for before, after in layer.calls}) != 1:
+        return None
+    before, after = layer.calls[0]
+    geometry = Geometry.of(module, before, after)
+    if geometry is None or geometry.bytes > layer_bytes(layer):
+        return None
+    width, calls = layer.shape.in_channels * layer.shape.taps, len(layer.calls)
+    drawn = min(positions * width, samples * calls * math.prod(after[2:]))
+    # of a product with itself only one triangle is computed, up to blocks
+    direct = 0.6 * drawn * layer.shape.groups * width**2
+    return geometry if samples * calls * geometry.multiplications < direct else None
+
+
+def layer_bytes(layer: Layer) -> int:
+    """What the products of a layer's patches need."""
+    width = layer.shape.in_channels * layer.shape.taps
+    return 8 * layer.shape.groups * width * (width + 1)
+
+
+def draw_positions(view: Tensor, axes: int, wanted: float, generator: torch.Generator) -> Tensor:
+    """Draw vectors from a view without copying the rest of it.
+
+    :param view: [*positions, ...] with ``axes`` leading position axes.
+    :param axes: how many leading axes count positions.
+    :param wanted: about how many to draw; all where there are fewer.
+    :param generator: a generator on the CPU.
+    :return: [N, ...], a copy.
+    """
+    leading = view.shape[:axes]
+    total = math.prod(leading)
+    if wanted >= total:
+        return view.reshape(total, *view.shape[axes:])
+    chosen = torch.randperm(total, generator=generator)[: math.ceil(wanted)].to(view.device)
+    return view[torch.unravel_index(chosen, leading)]
