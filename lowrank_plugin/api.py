@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_plugin import planning
+from lowrank_plugin.accuracy import Search, ValidationFunction, judge_of
 from lowrank_plugin.batches import Progress, no_progress
 from lowrank_plugin.flow import Flow
 from lowrank_plugin.settings import Settings
@@ -21,6 +22,7 @@ def plan(
     batches: Any = None,
     *,
     example_input: Any = None,
+    validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
     **section: Any,
 ) -> dict[str, Any]:
@@ -35,14 +37,20 @@ def plan(
     :param model: the network.
     :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
     :param example_input: an input for the model; the first batch where it is left out.
+    :param validation_fn: for the budget ``"accuracy_drop"``: called with a model, returns its quality as a number,
+        higher is better. It gets copies of the original and of a few compressed ones, in eval mode, without gradients.
     :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
     :param section: the keys of the ``"lowrank"`` section.
     :return: a JSON value for :func:`apply`, which users may edit first.
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data or an example that cannot be used.
     :raises BudgetError: where no ranks meet the budget.
+    :raises EvaluationError: where ``validation_fn`` fails; it carries the best network found until then.
     """
-    return Flow(model, batches, example_input, Settings.from_mapping(section), progress).plan()
+    settings = Settings.from_mapping(section)
+    judge = judge_of(settings, validation_fn)
+    flow = Flow(model, batches, example_input, settings, progress)
+    return Search(flow, judge).run().plan if judge else flow.plan()
 
 
 def apply(
@@ -84,6 +92,7 @@ def decompose(
     *,
     example_input: Any = None,
     inplace: bool = False,
+    validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
     **section: Any,
 ) -> nn.Module:
@@ -100,12 +109,20 @@ def decompose(
     :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
     :param example_input: an input for the model; the first batch where it is left out.
     :param inplace: change the model itself.
+    :param validation_fn: for the budget ``"accuracy_drop"``: called with a model, returns its quality as a number,
+        higher is better. It gets copies of the original and of a few compressed ones, in eval mode, without gradients.
     :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
     :param section: the keys of the ``"lowrank"`` section.
     :return: the compressed network.
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data or an example that cannot be used.
     :raises BudgetError: where no ranks meet the budget.
+    :raises EvaluationError: where ``validation_fn`` fails; it carries the best network found until then.
     """
-    flow = Flow(model, batches, example_input, Settings.from_mapping(section), progress)
-    return flow.compress(flow.plan(), inplace)
+    settings = Settings.from_mapping(section)
+    judge = judge_of(settings, validation_fn)
+    flow = Flow(model, batches, example_input, settings, progress)
+    if judge is None:
+        return flow.compress(flow.plan(), inplace)
+    found = Search(flow, judge).run()
+    return flow.compress(found.plan, inplace=True) if inplace else found.compressed

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
 
 class LowRankError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -28,3 +33,16 @@ class PlanError(LowRankError, ValueError):
 
 class PluginError(LowRankError, RuntimeError):
     """A plugin is broken, conflicts with another or was made for another version."""
+
+
+class EvaluationError(LowRankError, RuntimeError):
+    """A ``validation_fn`` failed; its own exception, if it raised one, is the cause.
+
+    :param message: what happened.
+    :param plan: the plan of the smallest good network found until then, or None.
+    :param compressed: that network, or None.
+    """
+
+    def __init__(self, message: str, plan: dict[str, Any] | None = None, compressed: nn.Module | None = None) -> None:
+        super().__init__(message)
+        self.plan, self.compressed = plan, compressed

@@ -59,6 +59,7 @@ class Flow:
         self.observed: dict[str, Observed] = {}
         self.gradients: dict[str, torch.Tensor] = {}
         self._problems: dict[str, Problem] = {}
+        self._fits: dict[tuple[str, str, Rank], fitting.Fitted] = {}
 
     def _surveyed(self, example: Any) -> Survey:
         found = survey(self.model, example, self.settings, manager().registered("layer adapter"))
@@ -204,7 +205,11 @@ class Flow:
             moments, module = self._moments(name), self.model.get_submodule(name)
             bias = module.bias if isinstance(module.bias, torch.Tensor) else None
             try:
-                fitted[name] = fitting.fit(self._problem(name), record.decomposer, rank, bias, moments)
+                if (name, decomposer, rank) not in self._fits:
+                    self._fits[name, decomposer, rank] = fitting.fit(
+                        self._problem(name), record.decomposer, rank, bias, moments
+                    )
+                fitted[name] = self._fits[name, decomposer, rank]
             except torch.linalg.LinAlgError as error:
                 self._refuse(name, f"its fit by {decomposer!r} failed: {error}")
             except ValueError as error:
@@ -269,6 +274,6 @@ def _norm(settings: Settings, data: Any) -> str:
 
 
 def _unit(settings: Settings) -> tuple[CostModelRecord, float | None]:
-    """The cost model of the budget and what may remain; MACs where the budget is an error or there is none."""
+    """The cost model of the budget and what may remain; MACs where the budget is no cost or there is none."""
     unit, limit = next(iter(settings.budget.items())) if settings.budget else ("macs", None)
-    return manager().find("cost model", "macs" if unit == "error" else unit), limit
+    return manager().find("cost model", "macs" if unit in ("error", "accuracy_drop") else unit), limit

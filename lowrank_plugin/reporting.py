@@ -140,6 +140,7 @@ def make_record(
         "model": {"macs": [surveyed.macs, surveyed.macs - saved], "parameters": parameters},
         "layers": layers,
         "skipped": dict(surveyed.refusals),
+        **({"accuracy": plan["accuracy"]} if "accuracy" in plan else {}),
     }
 
 

@@ -23,6 +23,13 @@ SCHEMA: dict[str, Any] = {
             "type": ["object", "null"],
             "minProperties": 1,
             "maxProperties": 1,
+            "properties": {
+                "accuracy_drop": {
+                    "type": "number",
+                    "minimum": 0,
+                    "description": "a number from 0, in the units of validation_fn",
+                }
+            },
             "additionalProperties": {
                 "type": "number",
                 "exclusiveMinimum": 0,

@@ -43,6 +43,21 @@ def relative(values: Tensor, reference: Tensor) -> float:
     return float((values - reference).norm() / (reference - reference.mean(0)).norm())
 
 
+def test_an_accuracy_drop_is_kept(model: nn.Module, images: Tensor, dataset: nncf.Dataset) -> None:
+    expected = outputs(model, images)
+
+    def agreement(each: nn.Module) -> float:
+        return -relative(each(images), expected)
+
+    section = {"algorithm": "lowrank", "budget": {"accuracy_drop": 0.2}, "rank_multiple": 2}
+    controller, compressed = lowrank_nncf.create_compressed_model(
+        model, {"compression": [section, QUANTIZATION]}, dataset, validation_fn=agreement
+    )
+    told = controller.statistics().to_dict()["lowrank"]["accuracy"]
+    assert told["chosen"]["drop"] <= 0.2
+    assert agreement(compressed.eval()) > -0.3
+
+
 @pytest.mark.parametrize("sections", SECTIONS.values(), ids=SECTIONS)
 def test_compressed_model_computes_nearly_the_same(
     sections: list[dict[str, Any]], model: nn.Module, images: Tensor, dataset: nncf.Dataset

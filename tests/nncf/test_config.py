@@ -56,6 +56,7 @@ BAD_CONFIGS = [
     BadConfig("budget of 0", {"algorithm": "lowrank", "budget": {"macs": 0}}, "above 0 and at most 1"),
     BadConfig("budget above 1", {"algorithm": "lowrank", "budget": {"macs": 1.5}}, "1.5.*above 0 and at most 1"),
     BadConfig("budget out of reach", {"algorithm": "lowrank", "budget": {"macs": 0.01}}, "cannot be met"),
+    BadConfig("drop without a judge", {"algorithm": "lowrank", "budget": {"accuracy_drop": 0.1}}, "validation_fn"),
     BadConfig("no budget", {"algorithm": "lowrank"}, "budget"),
     BadConfig("unknown decomposer", {**LOWRANK, "decomposers": ["tuker2"]}, "Did you mean 'tucker2'"),
     BadConfig("scope without a layer", {**LOWRANK, "ignored_scopes": "convv"}, "'convv'.*'conv'"),

@@ -17,6 +17,7 @@ from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import nncf_logging, progress
 from lowrank_nncf.nncf3.pruning import MAGNITUDE_SPARSITY, RB_SPARSITY
 from lowrank_nncf.nncf3.quantization import QUANTIZATION
+from lowrank_plugin.accuracy import ValidationFunction, judge_of
 from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import DISABLE_VARIABLE, OWN_DISTRIBUTION, manager
 from lowrank_plugin.settings import SCHEMA, Settings
@@ -24,7 +25,7 @@ from lowrank_plugin.settings import SCHEMA, Settings
 
 def _check_lowrank(model: nn.Module, section: Mapping[str, Any], context: Context) -> None:
     with as_nncf_errors():
-        Settings.from_mapping(section)
+        judge_of(Settings.from_mapping(section), _judge(section, context))
     if context.dataset is None and context.example_input is None:
         msg = (
             "'lowrank' needs a dataset, or at least an example input. Pass dataset=nncf.Dataset(loader, transform), or "
@@ -36,9 +37,19 @@ def _check_lowrank(model: nn.Module, section: Mapping[str, Any], context: Contex
 def _apply_lowrank(model: nn.Module, section: Mapping[str, Any], context: Context) -> tuple[nn.Module, Any]:
     with as_nncf_errors(), nncf_logging():
         compressed = lowrank_plugin.decompose(
-            model, context.dataset, example_input=context.example_input, progress=progress, **section
+            model,
+            context.dataset,
+            example_input=context.example_input,
+            validation_fn=_judge(section, context),
+            progress=progress,
+            **section,
         )
         return compressed, lowrank_plugin.report(compressed)
+
+
+def _judge(section: Mapping[str, Any], context: Context) -> ValidationFunction | None:
+    # it belongs to the whole config, where other algorithms may be what it was given for
+    return context.validation_fn if "accuracy_drop" in (section.get("budget") or {}) else None
 
 
 ALGORITHMS: dict[str, Algorithm] = {

@@ -21,11 +21,15 @@ from lowrank_nncf.nncf3.order import check_order
 from lowrank_nncf.nncf3.schema import validated
 from lowrank_nncf.nncf3.statistics import Statistics
 from lowrank_nncf.nncf3.wrapping import bake_pruning, check_free_of_hooks
+from lowrank_plugin.accuracy import ValidationFunction
 from lowrank_plugin.reporting import RECORD
 
 
 def create_compressed_model(
-    model: nn.Module, config: Mapping[str, Any], dataset: nncf.Dataset | None = None
+    model: nn.Module,
+    config: Mapping[str, Any],
+    dataset: nncf.Dataset | None = None,
+    validation_fn: ValidationFunction | None = None,
 ) -> tuple[CompressionController, nn.Module]:
     """Compress a model as a config says.
 
@@ -45,6 +49,8 @@ def create_compressed_model(
         ``"target_scopes"``, as in NNCF 2, and ``"bake_pruning"``: true multiplies the masks of a model that NNCF has
         pruned into its weights first, so that what is decomposed is the pruned network.
     :param dataset: the calibration data; no labels are used.
+    :param validation_fn: for the budget ``{"accuracy_drop": d}`` of ``"lowrank"``: called with a model, returns its
+        quality as a number, higher is better.
     :return: the controller and the compressed model.
     :raises nncf.ValidationError: where the config, the data or the budget cannot be used.
     :raises nncf.UnsupportedModelError: where the model already carries NNCF's hooks.
@@ -55,7 +61,7 @@ def create_compressed_model(
     _check_dataset(dataset)
     model = _checked_model(model, sections, config.get("bake_pruning", False))
     example = example_input(config.get("input_info"), model)
-    context = CompressionContext(dataset, example, config.get("target_device", "ANY"))
+    context = CompressionContext(dataset, example, config.get("target_device", "ANY"), validation_fn)
     steps = [
         (known[section["algorithm"]], _with_global_scopes(section, config, known[section["algorithm"]].schema))
         for section in sections
