@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lowrank_hooks import RankPolicyRecord
+from lowrank_hooks import Option, RankPolicyRecord
 from lowrank_plugin.errors import BudgetError
-from lowrank_plugin.policies import cheapest_within
+from lowrank_plugin.policies import assess, cheapest_within
 from lowrank_plugin.propose import Proposal, options
 
 Chosen = dict[str, Proposal]
@@ -25,6 +26,7 @@ class Candidates:
     :param weights: what a squared relative error of 1 at a layer is expected to cost the model.
     :param policy: shares a budget among the other layers.
     :param whole: what the whole model costs, in the unit of the proposals.
+    :param insights: what the policy found out about each layer, where it looks at them.
     """
 
     proposals: Mapping[str, Sequence[Proposal]]
@@ -32,6 +34,7 @@ class Candidates:
     weights: Mapping[str, float]
     policy: RankPolicyRecord
     whole: float
+    insights: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def least(self) -> float:
@@ -53,11 +56,9 @@ class Candidates:
         :raises BudgetError: where even the cheapest choices leave more.
         """
         free = self._free()
-        rest = share * self.whole - (self.whole - sum(of_layer[0].cost for of_layer in self.proposals.values()))
-        rest -= sum(self.proposals[name][1].cost for name in self.hand)
         try:
-            indices = self.policy.allocate(options(free, self.weights), rest)
-        except BudgetError as error:
+            indices = self.policy.allocate(self._options(), self._rest(share))
+        except ValueError as error:
             msg = f"A budget of {share:g} cannot be met; the least here is {self.least:.3f}. {error}"
             raise BudgetError(msg) from error
         return self._chosen({name: of_layer[indices[name]] for name, of_layer in free.items()})
@@ -65,7 +66,7 @@ class Candidates:
     def within_error(self, error: float) -> Chosen:
         """The cheapest choice of each layer with at most a relative error."""
         free = self._free()
-        indices = cheapest_within(options(free, self.weights), error)
+        indices = cheapest_within(self._options(), error)
         return self._chosen({name: of_layer[indices[name]] for name, of_layer in free.items()})
 
     def by_hand(self) -> Chosen:
@@ -76,6 +77,25 @@ class Candidates:
         """The same without all layers but some; what the others cost counts as fixed."""
         left = {name: of_layer for name, of_layer in self.proposals.items() if name in names}
         return replace(self, proposals=left, hand=frozenset(self.hand & left.keys()))
+
+    def quality(self, chosen: Mapping[str, Proposal], share: float | None) -> dict[str, float]:
+        """How good some choices are, see :func:`lowrank_plugin.policies.assess`; layers by hand do not count.
+
+        :param chosen: for each layer one of its choices.
+        :param share: of the whole model's cost that might remain; None compares with choices that cost no more.
+        """
+        indices = {name: of_layer.index(chosen[name]) for name, of_layer in self._free().items()}
+        return assess(self._options(), indices, None if share is None else self._rest(share))
+
+    def _options(self) -> dict[str, list[Option]]:
+        return options(self._free(), self.weights, self.insights)
+
+    def _rest(self, share: float) -> float:
+        """What the layers left to the policy may cost."""
+        # in this order, so that a share of 1 leaves exactly what the dense layers cost
+        dense = sum(of_layer[0].cost for of_layer in self._free().values())
+        added = sum(self.proposals[name][1].cost - self.proposals[name][0].cost for name in self.hand)
+        return dense - (1 - share) * self.whole - added
 
     def _free(self) -> dict[str, Sequence[Proposal]]:
         return {name: of_layer for name, of_layer in self.proposals.items() if name not in self.hand}

@@ -64,6 +64,11 @@ def lowrank_cost_models() -> Iterator[CostModelRecord]:
 
 @hookimpl
 def lowrank_rank_policies() -> Iterator[RankPolicyRecord]:
-    """Lagrangian and uniform."""
+    """Lagrangian, uniform, energy, zhang and evbmf."""
+    from lowrank_plugin.evbmf import noise_level
+
     yield RankPolicyRecord("lagrangian", policies.lagrangian, "least expected loss under the budget")
     yield RankPolicyRecord("uniform", policies.uniform, "one ratio for every layer")
+    yield RankPolicyRecord("energy", policies.energy, "least bound on the relative errors of all layers")
+    yield RankPolicyRecord("zhang", policies.zhang, "largest product of the retained energies")
+    yield RankPolicyRecord("evbmf", policies.evbmf, "nothing kept that is noise by EVBMF", inspect=noise_level)

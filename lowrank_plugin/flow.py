@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, StepEvent
+from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, RankPolicyRecord, StepEvent
 from lowrank_plugin import fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen
 from lowrank_plugin.batches import Progress, take_batches
@@ -113,6 +114,9 @@ class Flow:
                 weights[name] = float((mean * problem.norm.squared(problem.matrix)).sum()) / 2
             else:
                 weights[name] = float(problem.energy) / 2
+        if not all(math.isfinite(weight) for weight in weights.values()):
+            logger.warning("Gradients of the model's output are not finite: all layers are weighted alike.")
+            return {}
         return weights
 
     def plan(self) -> dict[str, Any]:
@@ -130,8 +134,10 @@ class Flow:
         unit, _ = _unit(self.settings)
         proposals = self._proposals(unit)
         hand = frozenset(name for name in proposals if self._hand(name) is not None)
-        policy = manager().find("rank policy", self.settings.policy)
-        return Candidates(proposals, hand, weights, policy, self._whole(unit.name, proposals))
+        policy: RankPolicyRecord = manager().find("rank policy", self.settings.policy)
+        seen = [name for name in proposals if self.settings.budget and name not in hand]
+        insights = {name: policy.inspect(self._problem(name)) for name in seen} if policy.inspect else {}
+        return Candidates(proposals, hand, weights, policy, self._whole(unit.name, proposals), insights)
 
     def _chosen(self, candidates: Candidates) -> Chosen:
         _, limit = _unit(self.settings)
@@ -155,7 +161,13 @@ class Flow:
             for name in chosen
             if len(candidates.proposals[name]) == 1
         }
-        return planning.make_plan(self.survey, self.settings, self.norm, choices, reasons)
+        allocation = candidates.quality(chosen, self._share()) if self.settings.budget else None
+        return planning.make_plan(self.survey, self.settings, self.norm, choices, reasons, allocation)
+
+    def _share(self) -> float | None:
+        """What may remain of the cost; None where the budget is not one of cost."""
+        units = manager().registered("cost model")
+        return next((share for unit, share in (self.settings.budget or {}).items() if unit in units), None)
 
     def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
         found = {}

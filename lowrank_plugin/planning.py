@@ -50,6 +50,7 @@ def make_plan(
     norm: str,
     choices: Mapping[str, tuple[Proposal, Proposal]],
     reasons: Mapping[str, str],
+    allocation: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Write down the choices.
 
@@ -58,9 +59,12 @@ def make_plan(
     :param norm: the norm of the errors.
     :param choices: for each layer the dense choice and the one taken.
     :param reasons: why layers are kept dense, where the budget is not the reason.
+    :param allocation: how good the choices under the budget are; None where there is no budget.
     :return: a JSON value. ``layers`` holds for each layer its decomposer, rank, predicted relative error, and MACs and
         parameters before and after, for one sample; ``skipped`` says why other layers are left alone. MACs and
-        parameters of the whole model, before and as predicted, stand under ``model``.
+        parameters of the whole model, before and as predicted, stand under ``model``. ``allocation`` holds, for the
+        layers that share the budget, the ``predicted_loss``, the ``lower_bound`` that no other choice of their options
+        under the budget can be below, and the ``gap`` between the two; in nats where gradients are known.
     """
     layers = {name: _entry(dense, chosen, surveyed.samples) for name, (dense, chosen) in choices.items()}
     for name, entry in layers.items():
@@ -75,6 +79,7 @@ def make_plan(
             "macs": [surveyed.macs, surveyed.macs - saved["macs"]],
             "parameters": [surveyed.parameters, surveyed.parameters - saved["parameters"]],
         },
+        "allocation": None if allocation is None else dict(allocation),
         "layers": layers,
         "skipped": dict(surveyed.refusals),
     }

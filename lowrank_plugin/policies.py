@@ -5,22 +5,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
 
 from lowrank_hooks import Option
-from lowrank_plugin.errors import BudgetError
+from lowrank_plugin.knapsack import Options, check_reachable, relax, solve, total_cost, total_loss
 
-Options = Mapping[str, Sequence[Option]]
+_TINY = 1e-9
+"""Least share of energy, and least noise level, that is told from none."""
 
 
 def lagrangian(options: Options, budget: float) -> dict[str, int]:
-    """Minimise the sum of expected losses: a multiple-choice knapsack on the layers' convex hulls.
-
-    Starting from everything dense, the step down some layer's hull that costs the least error per unit of cost saved
-    is taken until the budget is met; what is then left over is spent on the best single changes. Every choice before
-    the last step is the exact optimum for its own cost (the Lagrangian relaxation with multiplier equal to the slope),
-    so the result is optimal up to one step of one layer.
+    """Minimise the sum of expected losses, "keep dense" included, by :func:`lowrank_plugin.knapsack.solve`.
 
     >>> options = {"a": [Option(10, 0.0), Option(5, 0.1)], "b": [Option(10, 0.0), Option(5, 0.5)]}
     >>> lagrangian(options, 15)
@@ -31,44 +28,79 @@ def lagrangian(options: Options, budget: float) -> dict[str, int]:
     :return: the index of the option taken for each layer.
     :raises BudgetError: where even the cheapest options cost more.
     """
-    _check_reachable(options, budget)
-    hulls = {name: lower_hull(of_layer) for name, of_layer in options.items()}
-    steps = sorted(
-        (
-            (_slope(options[name], here, there), name, there)
-            for name, hull in hulls.items()
-            for here, there in pairwise(hull)
-        ),
-        key=lambda step: step[0],
-    )
-    chosen = {name: hull[0] for name, hull in hulls.items()}
-    cost = sum(options[name][index].cost for name, index in chosen.items())
-    for _, name, index in steps:
-        if cost <= budget:
-            break
-        cost += options[name][index].cost - options[name][chosen[name]].cost
-        chosen[name] = index
-    return _spend_rest(options, chosen, budget - cost)
+    return solve(options, budget)
 
 
-def lower_hull(options: Sequence[Option]) -> list[int]:
-    """The vertices of the lower convex hull of (cost, expected loss), from the dearest to the cheapest.
+def zhang(options: Options, budget: float) -> dict[str, int]:
+    """Maximise the product of the energies that the layers retain, 1 - error^2 each ([1]).
 
-    >>> lower_hull([Option(10, 0.0), Option(9, 0.9), Option(5, 0.1), Option(5, 0.2), Option(2, 1.0)])
-    [0, 2, 4]
+    [1] drops, again and again, the eigenvalue with the least relative loss of energy per unit of cost. The logarithm
+    of the product is a sum, so here it is the same knapsack as that of :func:`lagrangian` with another loss.
 
-    :param options: the options of one layer.
-    :return: their indices; errors rise and costs fall along them, and so do the slopes.
+    [1] Zhang, Zou, He and Sun, "Accelerating Very Deep Convolutional Networks for Classification and Detection",
+    TPAMI 38(10), 2016, arXiv:1505.06798.
+
+    >>> zhang({"a": [Option(10, 0.0), Option(5, 0.1)], "b": [Option(10, 0.0), Option(5, 0.5)]}, 15)
+    {'a': 1, 'b': 0}
+
+    :param options: for each layer its options, the first of which keeps it dense; their weights do not count.
+    :param budget: what all layers together may cost.
+    :return: the index of the option taken for each layer.
+    :raises BudgetError: where even the cheapest options cost more.
     """
-    best = sorted(range(len(options)), key=lambda index: (options[index].error, options[index].cost))
-    hull: list[int] = []
-    for index in best:
-        if hull and options[index].cost >= options[hull[-1]].cost:
-            continue
-        while len(hull) > 1 and _slope(options, hull[-2], hull[-1]) >= _slope(options, hull[-1], index):
-            hull.pop()
-        hull.append(index)
-    return hull
+
+    def logarithmic(option: Option) -> Option:
+        return Option(option.cost, math.sqrt(-math.log(max(1 - option.error**2, _TINY))))
+
+    return solve({name: [logarithmic(option) for option in of_layer] for name, of_layer in options.items()}, budget)
+
+
+def energy(options: Options, budget: float) -> dict[str, int]:
+    """One share of energy for every layer: the least bound on all relative errors with which the budget is met.
+
+    Each layer takes its cheapest option within the bound, so that the largest relative error is minimised, as in
+    [1].
+
+    [1] Liebenwein et al., "Compressing Neural Networks: Towards Determining the Optimal Layer-wise Decomposition",
+    NeurIPS 2021, arXiv:2107.11442.
+
+    >>> energy({"a": [Option(10, 0.0), Option(5, 0.3)], "b": [Option(10, 0.0), Option(5, 0.1)]}, 15)
+    {'a': 0, 'b': 1}
+
+    :param options: for each layer its options, the first of which keeps it dense; their weights do not count.
+    :param budget: what all layers together may cost.
+    :return: the index of the option taken for each layer.
+    :raises BudgetError: where even the cheapest options cost more.
+    """
+    check_reachable(options, budget)
+    bounds = sorted({option.error for of_layer in options.values() for option in of_layer}, reverse=True)
+    if not bounds:
+        return {}
+    return cheapest_within(
+        options, _last(bounds, lambda bound: total_cost(options, cheapest_within(options, bound)) <= budget)
+    )
+
+
+def evbmf(options: Options, budget: float) -> dict[str, int]:
+    """No layer keeps what is noise: each takes its cheapest option whose error is within its noise level.
+
+    The noise levels come from :func:`lowrank_plugin.evbmf.noise_level`, so with a budget of 1 the choice has no
+    parameter. Where a smaller budget requires it, all levels are raised by one factor, the least that meets it.
+
+    >>> options = {"a": [Option(10, 0.0, insight=0.2), Option(5, 0.1, insight=0.2), Option(3, 0.3, insight=0.2)]}
+    >>> evbmf(options, 10), evbmf(options, 4)
+    ({'a': 1}, {'a': 2})
+
+    :param options: for each layer its options, the first of which keeps it dense; their insight is the noise level.
+    :param budget: what all layers together may cost.
+    :return: the index of the option taken for each layer.
+    :raises BudgetError: where even the cheapest options cost more.
+    """
+
+    def in_noise(option: Option) -> Option:
+        return replace(option, error=max(option.error / max(option.insight, _TINY), 1.0))
+
+    return energy({name: [in_noise(option) for option in of_layer] for name, of_layer in options.items()}, budget)
 
 
 def uniform(options: Options, budget: float) -> dict[str, int]:
@@ -82,7 +114,7 @@ def uniform(options: Options, budget: float) -> dict[str, int]:
     :return: the index of the option taken for each layer.
     :raises BudgetError: where even the cheapest options cost more.
     """
-    _check_reachable(options, budget)
+    check_reachable(options, budget)
 
     def at(ratio: float) -> dict[str, int]:
         chosen = {}
@@ -93,8 +125,11 @@ def uniform(options: Options, budget: float) -> dict[str, int]:
             chosen[name] = min(affordable, key=lambda index: (of_layer[index].error, of_layer[index].cost))
         return chosen
 
-    ratios = sorted({option.cost / of_layer[0].cost for of_layer in options.values() for option in of_layer} | {0.0})
-    return at(_largest(ratios, lambda ratio: _total(options, at(ratio)) <= budget))
+    # where a layer costs nothing, any ratio affords all of it
+    ratios = {
+        option.cost / of_layer[0].cost for of_layer in options.values() for option in of_layer if of_layer[0].cost > 0
+    }
+    return at(_last(sorted(ratios | {0.0}), lambda ratio: total_cost(options, at(ratio)) <= budget))
 
 
 def cheapest_within(options: Options, error: float) -> dict[str, int]:
@@ -107,52 +142,35 @@ def cheapest_within(options: Options, error: float) -> dict[str, int]:
     :param error: the largest relative error allowed.
     """
     return {
-        name: min((i for i, option in enumerate(of_layer) if option.error <= error), key=lambda i: of_layer[i].cost)
+        name: min(
+            (index for index, option in enumerate(of_layer) if option.error <= error),
+            key=lambda index: (of_layer[index].cost, of_layer[index].error),
+        )
         for name, of_layer in options.items()
     }
 
 
-def _largest(values: Sequence[float], accepts: Callable[[float], bool]) -> float:
-    """The last of ascending values that is accepted, by bisection; the first one is known to be."""
+def assess(options: Options, chosen: Mapping[str, int], budget: float | None) -> dict[str, float]:
+    """How good a choice is: its expected loss, and the least that any choice under the budget could have.
+
+    >>> options = {"a": [Option(10, 0.0), Option(4, 0.1)], "b": [Option(10, 0.0), Option(5, 0.5)]}
+    >>> {key: round(value, 4) for key, value in assess(options, {"a": 1, "b": 0}, 17).items()}
+    {'predicted_loss': 0.01, 'lower_bound': 0.005, 'gap': 0.005}
+
+    :param options: for each layer its options, the first of which keeps it dense.
+    :param chosen: the index of the option taken for each layer.
+    :param budget: what all layers together might cost; None compares with choices that cost no more than this one.
+    :return: ``predicted_loss``, ``lower_bound`` and their difference, ``gap``; in nats where the weights are known.
+    """
+    loss = total_loss(options, chosen)
+    bound = min(relax(options, total_cost(options, chosen) if budget is None else budget).bound, loss)
+    return {"predicted_loss": loss, "lower_bound": bound, "gap": loss - bound}
+
+
+def _last(values: Sequence[float], accepts: Callable[[float], bool]) -> float:
+    """The last value that is accepted, by bisection; the first one is known to be, and after the last one none is."""
     low, high = 0, len(values)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if accepts(values[middle]) else (low, middle)
     return values[low]
-
-
-def _spend_rest(options: Options, chosen: dict[str, int], rest: float) -> dict[str, int]:
-    """Take the change of one layer that lowers the loss most per unit of cost and still fits, again and again."""
-    chosen = dict(chosen)
-    while True:
-        best, gain = None, 0.0
-        for name, of_layer in options.items():
-            now = of_layer[chosen[name]]
-            for index, option in enumerate(of_layer):
-                extra, saved = option.cost - now.cost, now.loss - option.loss
-                if extra <= rest and saved > 0 and saved > gain * max(extra, 1e-12 * of_layer[0].cost):
-                    best, gain = (name, index, extra), saved / max(extra, 1e-12 * of_layer[0].cost)
-        if best is None:
-            return chosen
-        name, index, extra = best
-        chosen[name] = index
-        rest -= extra
-
-
-def _slope(options: Sequence[Option], here: int, there: int) -> float:
-    """Loss added for each unit of cost saved."""
-    return (options[there].loss - options[here].loss) / (options[here].cost - options[there].cost)
-
-
-def _total(options: Options, chosen: Mapping[str, int]) -> float:
-    return sum(options[name][index].cost for name, index in chosen.items())
-
-
-def _check_reachable(options: Options, budget: float) -> None:
-    least = sum(min(option.cost for option in of_layer) for of_layer in options.values())
-    if least > budget:
-        msg = (
-            f"The budget leaves {max(budget, 0):.4g} for the layers that can be compressed, but at the lowest ranks "
-            f"they still cost {least:.4g}. Raise the budget, allow more decomposers or lower rank_multiple."
-        )
-        raise BudgetError(msg)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -131,6 +132,11 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
             logger.warning("%s does not compete: %s", record.name, error)
             continue
         for point in curve:
+            if not math.isfinite(point.error):
+                logger.warning(
+                    "%s predicts the error %s at rank %s: not offered.", record.name, point.error, point.rank
+                )
+                continue
             chain = tuple(record.decomposer.structure(problem.shape, point.rank))
             drafts.append(Draft(record.name, point.rank, point.error, chain))
     dense, *others = pricing.proposals(drafts)
@@ -161,13 +167,18 @@ def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[Decomp
     raise ConfigurationError(msg)
 
 
-def options(proposals: Mapping[str, Sequence[Proposal]], weights: Mapping[str, float]) -> dict[str, list[Option]]:
+def options(
+    proposals: Mapping[str, Sequence[Proposal]], weights: Mapping[str, float], insights: Mapping[str, Any]
+) -> dict[str, list[Option]]:
     """The choices of all layers as rank policies see them.
 
     :param proposals: the choices by layer name.
     :param weights: what a squared relative error of 1 at a layer costs the model; 1 where one is missing.
+    :param insights: what the policy found out about each layer, where it looks at them.
     """
     return {
-        name: [Option(proposal.cost, proposal.error, weights.get(name, 1.0)) for proposal in of_layer]
+        name: [
+            Option(proposal.cost, proposal.error, weights.get(name, 1.0), insights.get(name)) for proposal in of_layer
+        ]
         for name, of_layer in proposals.items()
     }

@@ -41,7 +41,7 @@ class Report:
 
     def to_str(self) -> str:
         """A table with a row a layer, the compressed ones first, and the totals."""
-        table = Table(box=box.ASCII2, title="Low-rank decomposition")
+        table = Table(box=box.ASCII2, title="Low-rank decomposition", caption=_quality(self.record.get("allocation")))
         for column in ("Layer", "Decomposer", "Rank", "MACs", "Parameters", "Rel. error", "Status"):
             table.add_column(column, justify="left" if column in ("Layer", "Decomposer", "Status") else "right")
         for name, entry in self.record["layers"].items():
@@ -138,6 +138,7 @@ def make_record(
         "norm": plan["norm"],
         "settings": plan["settings"],
         "model": {"macs": [surveyed.macs, surveyed.macs - saved], "parameters": parameters},
+        "allocation": plan.get("allocation"),
         "layers": layers,
         "skipped": dict(surveyed.refusals),
         **({"accuracy": plan["accuracy"]} if "accuracy" in plan else {}),
@@ -151,6 +152,14 @@ def _sizes(shape: StageShape) -> dict[str, Any]:
         "kernel": list(shape.kernel_size),
         "groups": shape.groups,
     }
+
+
+def _quality(allocation: Mapping[str, float] | None) -> str | None:
+    """How good the plan was, in a sentence."""
+    if allocation is None:
+        return None
+    loss, bound = allocation["predicted_loss"], allocation["lower_bound"]
+    return f"Expected loss as planned: {loss:.4g}; no choice of these options under this budget is below {bound:.4g}."
 
 
 def _change(values: list[float]) -> str:

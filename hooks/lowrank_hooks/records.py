@@ -13,7 +13,7 @@ from torch import nn
 
 from lowrank_hooks.factorization import StageShape
 from lowrank_hooks.layers import LayerAdapter
-from lowrank_hooks.problem import Decomposer
+from lowrank_hooks.problem import Decomposer, Problem
 
 API_VERSION = 1
 """The version of this contract. A record made for another one is refused with a message."""
@@ -131,11 +131,13 @@ class Option:
     :param error: its relative error; 0 for keeping the layer dense.
     :param weight: what a squared relative error of 1 at this layer is expected to cost the model, in nats; the same
         for all options of a layer, and 1 where it is unknown.
+    :param insight: what the policy's own ``inspect`` returned for the layer; None where it has none.
     """
 
     cost: float
     error: float
     weight: float = 1.0
+    insight: Any = None
 
     @property
     def loss(self) -> float:
@@ -152,12 +154,15 @@ class RankPolicyRecord:
         together may have; returns {layer: index of its option}. Raises ValueError where the budget cannot be met.
     :param summary: one line for listings.
     :param api_version: the contract it was written for.
+    :param inspect: for policies that must see kernels and norms: called with the problem of each layer before
+        ``allocate``; what it returns is the ``insight`` of the layer's options. None where costs and errors suffice.
     """
 
     name: str
     allocate: Callable[[Mapping[str, Sequence[Option]], float], Mapping[str, int]]
     summary: str = ""
     api_version: int = API_VERSION
+    inspect: Callable[[Problem], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def chains(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
-@pytest.mark.parametrize("policy", ["lagrangian", "uniform"])
+@pytest.mark.parametrize("policy", ["lagrangian", "uniform", "energy", "zhang", "evbmf"])
 def test_a_budget_is_met_and_counted_right(untouched, images, unit, policy):
     small = lowrank_plugin.decompose(untouched, images, budget={unit: 0.6}, rank_multiple=1, policy=policy)
     model = lowrank_plugin.report(small).to_dict()["model"]
@@ -334,3 +335,33 @@ def test_a_model_without_gradients_still_gets_a_plan(network, images, caplog):
     plan = lowrank_plugin.plan(Detached(), images, **HALF)
     assert "All layers count alike" in caplog.text
     assert plan["model"]["macs"][1] <= 0.5 * plan["model"]["macs"][0]
+
+
+def test_a_plan_says_how_far_from_the_best_it_can_be(network, images):
+    found = {
+        policy: lowrank_plugin.plan(network, images, policy=policy, **HALF)["allocation"]
+        for policy in ("lagrangian", "uniform")
+    }
+    assert found["lagrangian"]["lower_bound"] == pytest.approx(found["uniform"]["lower_bound"])
+    assert 0 <= found["lagrangian"]["gap"] <= found["uniform"]["gap"]
+    within = lowrank_plugin.plan(network, images, budget={"error": 0.2}, rank_multiple=1)["allocation"]
+    assert within["gap"] == pytest.approx(within["predicted_loss"] - within["lower_bound"]) and within["gap"] >= 0
+    by_hand = lowrank_plugin.plan(network, images, ranks={"2": 4})
+    assert by_hand["allocation"] is None
+    text = lowrank_plugin.report(lowrank_plugin.decompose(network, images, **HALF)).to_str()
+    assert "Expected loss as planned" in text
+
+
+def test_a_budget_of_one_keeps_all_dense(network, images):
+    plan = lowrank_plugin.plan(network, images, budget={"macs": 1.0}, rank_multiple=1)
+    assert all(entry["decomposer"] == "dense" for entry in plan["layers"].values())
+    assert plan["allocation"] == {"predicted_loss": 0.0, "lower_bound": 0.0, "gap": 0.0}
+
+
+def test_ranks_by_hand_count_towards_the_least_that_a_budget_can_be(network, images):
+    with pytest.raises(BudgetError, match="least here is") as told:
+        lowrank_plugin.plan(network, images, budget={"macs": 0.01}, ranks={"2": 8}, rank_multiple=1)
+    least = float(re.search(r"least here is (0[.][0-9]+)", str(told.value))[1])
+    plan = lowrank_plugin.plan(network, images, budget={"macs": least + 0.001}, ranks={"2": 8}, rank_multiple=1)
+    before, after = plan["model"]["macs"]
+    assert after == pytest.approx(least * before, abs=0.002 * before)

@@ -54,7 +54,7 @@ def test_every_example_is_listed_with_its_distribution(environment: Environment)
     assert listed["failures"] == []
     assert found >= {
         ("decomposer", "tensor_train", "lowrank-tensor-train", "0.1.0"),
-        ("rank policy", "energy", "lowrank-energy-ranks", "0.1.0"),
+        ("rank policy", "equal-energy", "lowrank-energy-ranks", "0.1.0"),
         ("layer adapter", "ConvTranspose2d", "lowrank-transposed-conv", "0.1.0"),
         ("compression algorithm", "weight_clustering", "lowrank-weight-clustering", "0.1.0"),
         ("decomposer", "svd", "lowrank-plugin", "0.1.0"),
@@ -79,7 +79,7 @@ def test_by_name_from_an_nncf_config(environment: Environment) -> None:
         + """
 import lowrank_nncf, nncf
 config = {"compression": [
-    {"algorithm": "lowrank", "budget": {"macs": 0.5}, "rank_multiple": 1, "policy": "energy",
+    {"algorithm": "lowrank", "budget": {"macs": 0.5}, "rank_multiple": 1, "policy": "equal-energy",
      "decomposers": ["tensor_train"]},
     {"algorithm": "weight_clustering", "clusters": 16},
     {"algorithm": "quantization"},

@@ -39,4 +39,4 @@ def _cheapest(options: Sequence[Option], error: float) -> int:
 @hookimpl
 def lowrank_rank_policies() -> Iterator[RankPolicyRecord]:
     """Offer the policy."""
-    yield RankPolicyRecord("energy", allocate, "the same share of energy kept in every layer")
+    yield RankPolicyRecord("equal-energy", allocate, "the same share of energy kept in every layer")
