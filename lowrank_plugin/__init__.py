@@ -3,9 +3,20 @@
 
 """Low-rank compression of PyTorch networks: layers become chains of smaller plain torch.nn layers."""
 
-from lowrank_plugin.api import apply, decompose, plan
+from lowrank_plugin.api import apply, collect_statistics, decompose, plan
 from lowrank_plugin.dense import to_dense
 from lowrank_plugin.reporting import report
 from lowrank_plugin.state import get_state, restore
+from lowrank_plugin.statistics import Statistics
 
-__all__ = ["apply", "decompose", "get_state", "plan", "report", "restore", "to_dense"]
+__all__ = [
+    "Statistics",
+    "apply",
+    "collect_statistics",
+    "decompose",
+    "get_state",
+    "plan",
+    "report",
+    "restore",
+    "to_dense",
+]

@@ -15,6 +15,7 @@ from lowrank_plugin.accuracy import Search, ValidationFunction, judge_of
 from lowrank_plugin.batches import Progress, no_progress
 from lowrank_plugin.flow import Flow
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.statistics import Statistics
 
 
 def plan(
@@ -22,6 +23,7 @@ def plan(
     batches: Any = None,
     *,
     example_input: Any = None,
+    statistics: Statistics | None = None,
     validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
     **section: Any,
@@ -37,6 +39,8 @@ def plan(
     :param model: the network.
     :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
     :param example_input: an input for the model; the first batch where it is left out.
+    :param statistics: what :func:`collect_statistics` saw of the model; takes the place of the data, which only the
+        repair still needs.
     :param validation_fn: for the budget ``"accuracy_drop"``: called with a model, returns its quality as a number,
         higher is better. It gets copies of the original and of a few compressed ones, in eval mode, without gradients.
     :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
@@ -44,12 +48,13 @@ def plan(
     :return: a JSON value for :func:`apply`, which users may edit first.
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data or an example that cannot be used.
+    :raises StatisticsError: where the statistics are of another network.
     :raises BudgetError: where no ranks meet the budget.
     :raises EvaluationError: where ``validation_fn`` fails; it carries the best network found until then.
     """
     settings = Settings.from_mapping(section)
     judge = judge_of(settings, validation_fn)
-    flow = Flow(model, batches, example_input, settings, progress)
+    flow = Flow(model, batches, example_input, settings, progress, statistics)
     return Search(flow, judge).run().plan if judge else flow.plan()
 
 
@@ -59,6 +64,7 @@ def apply(
     batches: Any = None,
     *,
     example_input: Any = None,
+    statistics: Statistics | None = None,
     inplace: bool = False,
     progress: Progress = no_progress,
 ) -> nn.Module:
@@ -77,13 +83,16 @@ def apply(
     :param plan: a plan, edited or not.
     :param batches: calibration data, as for :func:`plan`; needed where the plan's norm needs it.
     :param example_input: an input for the model; the first batch where it is left out.
+    :param statistics: what :func:`collect_statistics` saw of the model; takes the place of the data, which only the
+        repair still needs.
     :param inplace: change the model itself.
     :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
     :return: the compressed network.
+    :raises StatisticsError: where the statistics are of another network.
     :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
     """
     settings = planning.settings_of(plan)
-    return Flow(model, batches, example_input, settings, progress).compress(plan, inplace)
+    return Flow(model, batches, example_input, settings, progress, statistics).compress(plan, inplace)
 
 
 def decompose(
@@ -91,6 +100,7 @@ def decompose(
     batches: Any = None,
     *,
     example_input: Any = None,
+    statistics: Statistics | None = None,
     inplace: bool = False,
     validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
@@ -108,6 +118,8 @@ def decompose(
     :param model: the network; it is not changed unless ``inplace``.
     :param batches: calibration data: an ``nncf.Dataset``, a DataLoader, any iterable of batches, or None.
     :param example_input: an input for the model; the first batch where it is left out.
+    :param statistics: what :func:`collect_statistics` saw of the model; takes the place of the data, which only the
+        repair still needs.
     :param inplace: change the model itself.
     :param validation_fn: for the budget ``"accuracy_drop"``: called with a model, returns its quality as a number,
         higher is better. It gets copies of the original and of a few compressed ones, in eval mode, without gradients.
@@ -116,13 +128,42 @@ def decompose(
     :return: the compressed network.
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data or an example that cannot be used.
+    :raises StatisticsError: where the statistics are of another network.
     :raises BudgetError: where no ranks meet the budget.
     :raises EvaluationError: where ``validation_fn`` fails; it carries the best network found until then.
     """
     settings = Settings.from_mapping(section)
     judge = judge_of(settings, validation_fn)
-    flow = Flow(model, batches, example_input, settings, progress)
+    flow = Flow(model, batches, example_input, settings, progress, statistics)
     if judge is None:
         return flow.compress(flow.plan(), inplace)
     found = Search(flow, judge).run()
     return flow.compress(found.plan, inplace=True) if inplace else found.compressed
+
+
+def collect_statistics(
+    model: nn.Module,
+    batches: Any,
+    *,
+    progress: Progress = no_progress,
+    **section: Any,
+) -> Statistics:
+    """Look at data once: what :func:`plan`, :func:`apply` and :func:`decompose` then need in its place.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    >>> seen = collect_statistics(model, [torch.randn(64, 32)])
+    >>> half, third = (plan(model, statistics=seen, budget={"macs": share}, rank_multiple=1) for share in (0.5, 0.33))
+    >>> half["model"]["macs"][1] > third["model"]["macs"][1]
+    True
+
+    :param model: the network; it is not changed.
+    :param batches: calibration data, as for :func:`plan`.
+    :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
+    :param section: the keys of the ``"lowrank"`` section that concern it: scopes, ``calibration``, ``seed``.
+    :return: statistics that can be saved, loaded and merged.
+    :raises ConfigurationError: for settings that cannot be used.
+    :raises CalibrationError: for data that cannot be used.
+    """
+    settings = Settings.from_mapping({"budget": {"macs": 1.0}, **section})
+    return Flow(model, batches, None, settings, progress).summarise()

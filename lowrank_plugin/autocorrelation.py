@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_plugin.moments import Moments, working
+from lowrank_plugin.moments import Moments, outer, working
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,24 @@ class Autocorrelation:
     tensor([[1.5000, 2.5000, 2.2500]], dtype=torch.float64)
 
     :param geometry: of the layer.
+    :param samples: how many maps were seen.
+    :param shift: what is taken off each channel [G, S].
+    :param sums: for each piece of the shifted channels at both of its ends [P, 2, G, S], float64.
+    :param products: for each piece of the channels at its one end with those at the other [P, G, S, S], float64.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
-        self.samples = 0
-        self.shift, self.sums, self.products = torch.empty(0), torch.empty(0), torch.empty(0)
+    def __init__(
+        self,
+        geometry: Geometry,
+        samples: int = 0,
+        shift: Tensor | None = None,
+        sums: Tensor | None = None,
+        products: Tensor | None = None,
+    ) -> None:
+        self.geometry, self.samples = geometry, samples
+        self.shift, self.sums, self.products = (
+            torch.empty(0) if each is None else each for each in (shift, sums, products)
+        )
 
     def takes(self, inputs: Tensor) -> bool:
         """Whether maps are of the size this was made for.
@@ -192,9 +204,38 @@ class Autocorrelation:
         self.sums[index, 1] += second.sum(dim=1)
 
     @property
+    def count(self) -> int:
+        """How many patches were seen."""
+        return self.samples * math.prod(axis.out for axis in self.geometry.axes)
+
+    @property
     def finite(self) -> bool:
         """Whether any map was seen and all were finite."""
         return self.samples > 0 and bool(torch.isfinite(self.sums).all())
+
+    def about(self, shift: Tensor) -> Autocorrelation:
+        """The same sums over the same maps, held relative to another shift and on its device.
+
+        :param shift: [G, S].
+        """
+        old, sums, products = (each.to(shift.device) for each in (self.shift, self.sums, self.products))
+        step = old.double() - shift.double()
+        counts = [self.samples * _positions(piece) for piece in self.geometry.pieces]
+        count = torch.tensor(counts, dtype=torch.float64, device=shift.device).reshape(-1, 1, 1, 1)
+        products = products + outer(sums[:, 0], step) + outer(step, sums[:, 1]) + count * outer(step, step)
+        return Autocorrelation(self.geometry, self.samples, shift, sums + count * step, products)
+
+    def __add__(self, other: Autocorrelation) -> Autocorrelation:
+        if not (self.samples and other.samples):
+            return self if self.samples else other
+        more = other.about(self.shift)
+        return Autocorrelation(
+            self.geometry,
+            self.samples + other.samples,
+            self.shift,
+            self.sums + more.sums,
+            self.products + more.products,
+        )
 
     def moments(self) -> Moments:
         """Put the moments of the patches together, in the order of the layer's kernel."""
@@ -206,13 +247,13 @@ class Autocorrelation:
         sums = shift.new_zeros(groups, channels, taps)
         positions = [list(each) for each in product(*(range(axis.taps) for axis in self.geometry.axes))]
         inside = [self._pair(tap, tap) for tap in positions]
-        every = math.prod(axis.out for axis in self.geometry.axes) * self.samples
+        every = self.count
         for first, second in product(range(taps), repeat=2):
             both = self._pair(positions[first], positions[second])
             # where a tap sees a zero of the padding, the difference from the shift is minus the shift
             alone = (inside[first].first - both.first, inside[second].second - both.second)
             neither = every - inside[first].count - inside[second].count + both.count
-            block = both.products - _outer(alone[0], shift) - _outer(shift, alone[1]) + neither * _outer(shift, shift)
+            block = both.products - outer(alone[0], shift) - outer(shift, alone[1]) + neither * outer(shift, shift)
             products[:, :, first, :, second] = block
         for tap in range(taps):
             sums[:, :, tap] = inside[tap].first - (every - inside[tap].count) * shift
@@ -240,10 +281,6 @@ class _Pair:
     products: Tensor
     first: Tensor
     second: Tensor
-
-
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    return left.unsqueeze(-1) * right.unsqueeze(-2)
 
 
 def _sliced(maps: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:

@@ -39,6 +39,14 @@ class Observed:
         """The moments of its input patches; put together anew each time for layers that are as wide as deep."""
         return self.patches.moments()
 
+    def __add__(self, other: Observed) -> Observed:
+        mine, theirs = self.patches, other.patches
+        outputs = [*self.outputs, *other.outputs]
+        alike = isinstance(mine, Autocorrelation) and isinstance(theirs, Autocorrelation)
+        if alike and mine.geometry == theirs.geometry:  # type: ignore[union-attr]
+            return Observed(mine + theirs, outputs)  # type: ignore[operator]
+        return Observed(mine.moments() + theirs.moments(), outputs)
+
 
 def collect(
     model: nn.Module,

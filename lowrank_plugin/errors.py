@@ -31,6 +31,10 @@ class PlanError(LowRankError, ValueError):
     """A plan does not fit the model, or a layer of it cannot be solved."""
 
 
+class StatisticsError(LowRankError, ValueError):
+    """A file of statistics cannot be written or read, or statistics are of another network or cannot be merged."""
+
+
 class PluginError(LowRankError, RuntimeError):
     """A plugin is broken, conflicts with another or was made for another version."""
 

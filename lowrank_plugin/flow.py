@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from torch import nn
 from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, RankPolicyRecord, StepEvent
 from lowrank_plugin import fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen
-from lowrank_plugin.batches import Progress, take_batches
+from lowrank_plugin.batches import Progress, batch_size, take_batches
 from lowrank_plugin.collection import Observed, collect
 from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanError
-from lowrank_plugin.gradients import collect_gradients
-from lowrank_plugin.moments import Moments
+from lowrank_plugin.gradients import SAMPLES, collect_gradients, enough
+from lowrank_plugin.moments import ChannelStatistics, Moments
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
 from lowrank_plugin.repair import match_moments
@@ -30,6 +31,7 @@ from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, make_record
 from lowrank_plugin.scopes import matches
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.statistics import Statistics, describe, digest, fold
 from lowrank_plugin.survey import Survey, survey
 
 logger = logging.getLogger("lowrank_plugin")
@@ -43,24 +45,41 @@ class Flow:
     :param example: an input for the model; None takes the first batch of the data.
     :param settings: what the user asked for.
     :param progress: shows bars.
+    :param statistics: of the model, in place of what would be seen of the data; or None.
     :raises ConfigurationError: where a name in the settings is unknown or the norm does not go with the data.
     :raises CalibrationError: where the data or the example cannot be used.
+    :raises StatisticsError: where the statistics are of another network.
     """
 
-    def __init__(self, model: nn.Module, data: Any, example: Any, settings: Settings, progress: Progress) -> None:
-        self.model, self.settings, self.progress = model, settings, progress
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        example: Any,
+        settings: Settings,
+        progress: Progress,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self.model, self.settings, self.progress, self.statistics = model, settings, progress, statistics
         _check_device(settings)
         self.records = _competitors(settings)
-        self.norm = _norm(settings, data)
+        self.norm = _norm(settings, data is not None or statistics is not None)
         self.batches = [] if data is None else take_batches(model, data, settings.samples)
-        if example is None and not self.batches:
-            msg = "Give calibration data or an example_input: the model is run once to see its layers and their sizes."
-            raise CalibrationError(msg)
-        self.survey = self._surveyed(self.batches[0] if example is None else example)
+        self.survey = self._surveyed(self._example() if example is None else example)
+        if statistics is not None:
+            statistics.check(model, self.survey.layers)
         self.observed: dict[str, Observed] = {}
         self.gradients: dict[str, torch.Tensor] = {}
         self._problems: dict[str, Problem] = {}
         self._fits: dict[tuple[str, str, Rank], fitting.Fitted] = {}
+
+    def _example(self) -> Any:
+        if self.batches:
+            return self.batches[0]
+        if self.statistics is not None:
+            return self.statistics.inputs()
+        msg = "Give calibration data or an example_input: the model is run once to see its layers and their sizes."
+        raise CalibrationError(msg)
 
     def _surveyed(self, example: Any) -> Survey:
         found = survey(self.model, example, self.settings, manager().registered("layer adapter"))
@@ -69,22 +88,28 @@ class Flow:
 
     def collect(self, names: Sequence[str]) -> None:
         """Look at some layers while the model runs; those with NaN or infinite inputs are refused from now on."""
-        if not self.batches:
+        if self.statistics is not None:
+            self.observed = {name: self.statistics.layers[name] for name in names if name in self.statistics.layers}
+        elif self.batches:
+            self.observed = self._collect(names, patches=self.norm != "frobenius")
+        else:
             return
-        self.observed = collect(
-            self.model,
-            {name: self.survey.layers[name] for name in names},
-            self.batches,
-            patches=self.norm != "frobenius",
-            positions=self.settings.positions,
-            seed=self.settings.seed,
-            progress=self.progress,
-        )
         for name in names:
             if name not in self.observed:
                 self._refuse(name, "its forward was not called on the calibration data")
             elif self.norm != "frobenius" and not self.observed[name].patches.finite:
                 self._refuse(name, "its inputs contain NaN or infinity")
+
+    def _collect(self, names: Sequence[str], patches: bool) -> dict[str, Observed]:
+        return collect(
+            self.model,
+            {name: self.survey.layers[name] for name in names},
+            self.batches,
+            patches=patches,
+            positions=self.settings.positions,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
 
     def _moments(self, name: str) -> Moments | None:
         return None if self.norm == "frobenius" else self.observed[name].inputs
@@ -100,7 +125,10 @@ class Flow:
     def weigh(self, names: Sequence[str]) -> None:
         """Collect the gradients of the model's output with respect to some layers' outputs."""
         layers = {name: self.survey.layers[name] for name in names}
-        if self.batches and layers:
+        if self.statistics is not None:
+            known = self.statistics.gradients
+            self.gradients = {name: known[name] for name in names if name in known}
+        elif self.batches and layers:
             seed = self.settings.seed
             self.gradients = collect_gradients(self.model, layers, self.batches, seed=seed, progress=self.progress)
 
@@ -257,10 +285,38 @@ class Flow:
             replace(compressed, old, chain)
         if fitted and self.batches and self.settings.repair == "moments":
             layers = {name: self.survey.layers[name] for name in fitted}
-            wanted = {name: self.observed[name].outputs for name in fitted}
+            wanted = self._outputs(list(fitted))
             match_moments(compressed, templates, layers, wanted, self.batches, self.progress)
+        elif fitted and self.statistics is not None and self.settings.repair != "none":
+            logger.warning("Repair is skipped: it runs the network on data, but only statistics were given.")
         setattr(compressed, RECORD, make_record(plan, self.survey, fitted, templates, compressed))
         return compressed
+
+    def _outputs(self, names: Sequence[str]) -> dict[str, list[ChannelStatistics]]:
+        """What some layers put out on the batches; given statistics may be of other ones."""
+        observed = self.observed if self.statistics is None else self._collect(names, patches=False)
+        return {name: observed[name].outputs if name in observed else [] for name in names}
+
+    def summarise(self) -> Statistics:
+        """Look at all layers and keep what was seen."""
+        names = list(self.survey.layers)
+        self.observed = self._collect(names, patches=True)
+        self.weigh(names)
+        used = enough(self.batches, SAMPLES) if self.gradients else []
+        return Statistics(
+            self.observed,
+            describe(self.model, self.survey.layers),
+            self.gradients,
+            sum(batch_size(batch) for batch in self.batches),
+            sum(batch_size(batch) for batch in used),
+            (digest(self.batches),),
+            fold(self.batches[0]),
+            {
+                "seed": self.settings.seed,
+                "positions": self.settings.positions,
+                "versions": {name: metadata.version(name) for name in ("lowrank-plugin", "torch")},
+            },
+        )
 
 
 def _check_device(settings: Settings) -> None:
@@ -277,10 +333,10 @@ def _competitors(settings: Settings) -> list[DecomposerRecord]:
     return [manager().find("decomposer", name) for name in settings.decomposers]
 
 
-def _norm(settings: Settings, data: Any) -> str:
-    norm = settings.norm or ("frobenius" if data is None else "covariance")
-    if norm != "frobenius" and data is None:
-        msg = f'The norm "{norm}" needs calibration data; give batches, or use "frobenius".'
+def _norm(settings: Settings, known: bool) -> str:
+    norm = settings.norm or ("covariance" if known else "frobenius")
+    if norm != "frobenius" and not known:
+        msg = f'The norm "{norm}" needs calibration data; give batches or statistics, or use "frobenius".'
         raise ConfigurationError(msg)
     return norm
 

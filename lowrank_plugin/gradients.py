@@ -54,7 +54,7 @@ def collect_gradients(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
     handles = [model.get_submodule(name).register_forward_hook(_tap(layer, sums)) for name, layer in layers.items()]
-    chosen = _enough(batches, samples)
+    chosen = enough(batches, samples)
     try:
         with evaluating(model), torch.enable_grad():
             shown = progress(chosen, description="Weighing layers", total=len(chosen))
@@ -123,7 +123,12 @@ def _one(output: Tensor, generator: torch.Generator) -> Tensor:
     return (noise * output).sum() / spread / max(1, output[0].numel() if output.dim() else 1) ** 0.5
 
 
-def _enough(batches: Sequence[Any], samples: int) -> list[Any]:
+def enough(batches: Sequence[Any], samples: int) -> list[Any]:
+    """The first batches that together have enough samples, all where there are fewer.
+
+    :param batches: model inputs.
+    :param samples: how many are wanted.
+    """
     chosen: list[Any] = []
     for batch in batches:
         if sum(batch_size(each) for each in chosen) >= samples:

@@ -64,6 +64,23 @@ class Moments:
         """These themselves."""
         return self
 
+    def about(self, shift: Tensor) -> Moments:
+        """The same moments of the same vectors, held relative to another shift and on its device.
+
+        :param shift: [G, D].
+        """
+        old, sums, products = (each.to(shift.device) for each in self._state())
+        step = old.double() - shift.double()
+        products = products + outer(sums, step) + outer(step, sums) + self.count * outer(step, step)
+        return Moments(self.count, shift, sums + self.count * step, products)
+
+    def __add__(self, other: Moments) -> Moments:
+        if not (self.count and other.count):
+            return self if self.count else other
+        shift, sums, products = self._state()
+        _, more, further = other.about(shift)._state()
+        return Moments(self.count + other.count, shift, sums + more, products + further)
+
     @property
     def finite(self) -> bool:
         """Whether any vector was seen and all were finite."""
@@ -80,7 +97,7 @@ class Moments:
         """The centred covariance [G, D, D], float64, exactly symmetric."""
         _, total, products = self._state()
         offset = total / self.count
-        upper = torch.triu(products / self.count - offset.unsqueeze(-1) * offset.unsqueeze(-2))
+        upper = torch.triu(products / self.count - outer(offset, offset))
         return upper + torch.triu(upper, diagonal=1).mT
 
     @property
@@ -147,6 +164,31 @@ class ChannelStatistics:
         share, delta = other.count / count, other.mean - self.mean
         spread = self.variance * (1 - share) + other.variance * share
         return ChannelStatistics(count, self.mean + share * delta, spread + share * (1 - share) * delta.square())
+
+
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """Products of all pairs of entries.
+
+    :param left: [..., A].
+    :param right: [..., B].
+    :return: [..., A, B].
+    """
+    return left.unsqueeze(-1) * right.unsqueeze(-2)
+
+
+def effective_rank(covariance: Tensor) -> float:
+    """In how many directions vectors vary: the participation ratio ``tr(C)^2 / tr(C^2)``, from 1 to the width.
+
+    >>> effective_rank(torch.eye(3)[None])
+    3.0
+
+    Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262, 2017, eq. 5.
+
+    :param covariance: [G, D, D]; several groups are averaged, those that do not vary count as 0.
+    """
+    traces = covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    squares = covariance.square().sum(dim=(-2, -1))
+    return float(torch.where(squares > 0, traces.square() / squares, torch.zeros_like(squares)).mean())
 
 
 def working(tensor: Tensor) -> Tensor:
