@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VENV2 ?= .venv-nncf2
+READY2 := $(VENV2)/.ready
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test lint benchmarks clean
+.PHONY: help setup demo test test-nncf2 lint benchmarks clean
 
 help:
 	@echo "make demo        compress a small network with NNCF, compare it in OpenVINO (about 5 minutes after set-up)"
 	@echo "make test        lint, type-check and test everything (about 10 minutes after set-up)"
+	@echo "make test-nncf2  test with NNCF 2, in an environment of its own (a part of make test)"
 	@echo "make benchmarks  all benchmarks, tables on the screen and JSON in benchmark-output/"
 	@echo "make clean       remove the environment and everything made here"
 
@@ -17,7 +21,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): PyTorch, NNCF, OpenVINO and this package (about 3 minutes, 7 GB)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[nncf,export,examples,dev]"
+	$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable ".[nncf,export,examples,dev]"
 	@touch $(READY)
 
 demo: $(READY)
@@ -25,6 +29,16 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+	$(MAKE) test-nncf2 ARGS=
+
+$(READY2): pyproject.toml constraints-nncf2.txt
+	@echo "Setting up $(VENV2): PyTorch, NNCF 2 and this package (about 2 minutes)"
+	test -x $(VENV2)/bin/python || $(PYTHON) -m venv $(VENV2)
+	$(VENV2)/bin/python $(PIP_INSTALL) --constraint constraints-nncf2.txt --editable ".[nncf,tests]"
+	@touch $(READY2)
+
+test-nncf2: $(READY2)
+	$(VENV2)/bin/python -m pytest tests/nncf2 tests/hooks tests/plugin integration --ignore tests/hooks/test_guide.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -39,4 +53,4 @@ benchmarks: $(READY)
 	$(BIN)/python examples/benchmarks/import_time.py --json benchmark-output/import_time.json
 
 clean:
-	rm -rf $(VENV) demo-output benchmark-output
+	rm -rf $(VENV) $(VENV2) demo-output benchmark-output

@@ -65,12 +65,13 @@ def get_state(compressed: nn.Module) -> dict[str, Any]:
     return {"format": FORMAT, "versions": versions, "record": record}
 
 
-def restore(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+def restore(model: nn.Module, state: Mapping[str, Any], *, inplace: bool = False) -> nn.Module:
     """Bring a fresh, uncompressed model into the structure of a compressed one. Nothing is solved, no data needed.
 
-    :param model: the network as its constructor makes it; it is not changed.
+    :param model: the network as its constructor makes it; it is not changed unless ``inplace``.
     :param state: what :func:`get_state` returned.
-    :return: a copy with chains whose weights are zero until its ``load_state_dict`` is called.
+    :param inplace: change the model itself.
+    :return: the network with chains whose weights are zero until its ``load_state_dict`` is called.
     :raises PlanError: where the state is malformed, of a newer format, or of another network.
     :raises PluginError: where a plugin that made a layer is not installed; names its distribution.
     """
@@ -78,8 +79,9 @@ def restore(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         validate(dict(state), _SCHEMA, "the state")
     except ValueError as error:
         raise PlanError(str(error)) from error
-    restored = copy.deepcopy(model)
-    modules = dict(model.named_modules())
+    restored = model if inplace else copy.deepcopy(model)
+    modules = dict(restored.named_modules())
+    chains = {}
     for name, entry in state["record"]["layers"].items():
         if entry["decomposer"] == DENSE:
             continue
@@ -87,11 +89,11 @@ def restore(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         if name not in modules:
             msg = f"The state compresses {name!r}, but the model has no such layer. {suggestion(name, modules)}".strip()
             raise PlanError(msg)
-        old = restored.get_submodule(name)
-        chain = _empty_chain(name, old, entry)
-        if old is restored:
+        chains[name] = _empty_chain(name, modules[name], entry)
+    for name, chain in chains.items():
+        if modules[name] is restored:
             restored = chain
-        replace(restored, old, chain)
+        replace(restored, modules[name], chain)
     setattr(restored, RECORD, state["record"])
     return restored
 

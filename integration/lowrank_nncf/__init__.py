@@ -3,8 +3,17 @@
 
 """Low-rank compression as a part of NNCF's compression config."""
 
-from lowrank_nncf.nncf3.compose import create_compressed_model
-from lowrank_nncf.nncf3.controller import CompressionController
-from lowrank_nncf.nncf3.statistics import QuantizationStatistics, Statistics
+import nncf
 
-__all__ = ["CompressionController", "QuantizationStatistics", "Statistics", "create_compressed_model"]
+if int(nncf.__version__.partition(".")[0]) >= 3:
+    from lowrank_nncf.nncf3.compose import create_compressed_model
+    from lowrank_nncf.nncf3.controller import CompressionController
+    from lowrank_nncf.nncf3.statistics import QuantizationStatistics, Statistics
+
+    __all__ = ["CompressionController", "QuantizationStatistics", "Statistics", "create_compressed_model"]
+else:
+    from lowrank_nncf.nncf2 import register
+
+    # NNCF's own functions take the section from here on, and nothing else is needed
+    register()
+    __all__ = []
