@@ -22,6 +22,7 @@ from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, report
 from lowrank_plugin.validation import suggestion, validate
 
+_LAYER = {"type": "object", "required": ["decomposer", "kind", "stages", "bias", "parameters"]}
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["format", "record"],
@@ -33,7 +34,7 @@ _SCHEMA: dict[str, Any] = {
         "record": {
             "type": "object",
             "required": ["layers"],
-            "properties": {"layers": {"type": "object", "additionalProperties": {"type": "object"}}},
+            "properties": {"layers": {"type": "object", "additionalProperties": _LAYER}},
         },
     },
 }

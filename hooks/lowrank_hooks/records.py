@@ -198,6 +198,9 @@ class CompressionAlgorithmRecord:
     :param after: names of algorithms that must come earlier in a config.
     :param before: names of algorithms that must come later in a config.
     :param summary: one line for listings.
+    :param restore: called with a fresh model, in the structure that the algorithms before this one leave, and the
+        statistics that ``apply`` returned, as JSON; returns it in the structure that this one leaves, with any weights.
+        None where the algorithm changes nothing but weights.
     :param api_version: the contract it was written for.
     """
 
@@ -208,6 +211,7 @@ class CompressionAlgorithmRecord:
     after: frozenset[str] = frozenset()
     before: frozenset[str] = frozenset()
     summary: str = ""
+    restore: Callable[[nn.Module, Any], nn.Module] | None = None
     api_version: int = API_VERSION
 
 

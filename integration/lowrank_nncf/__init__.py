@@ -6,11 +6,24 @@
 import nncf
 
 if int(nncf.__version__.partition(".")[0]) >= 3:
+    from lowrank_nncf.nncf3.checkpoint import load, save
     from lowrank_nncf.nncf3.compose import create_compressed_model
     from lowrank_nncf.nncf3.controller import CompressionController
-    from lowrank_nncf.nncf3.statistics import QuantizationStatistics, Statistics
+    from lowrank_nncf.nncf3.state import load_from_state
+    from lowrank_nncf.nncf3.statistics import PruningStatistics, QuantizationStatistics, Statistics
+    from lowrank_nncf.nncf3.training import CompressionStage
 
-    __all__ = ["CompressionController", "QuantizationStatistics", "Statistics", "create_compressed_model"]
+    __all__ = [
+        "CompressionController",
+        "CompressionStage",
+        "PruningStatistics",
+        "QuantizationStatistics",
+        "Statistics",
+        "create_compressed_model",
+        "load",
+        "load_from_state",
+        "save",
+    ]
 else:
     from lowrank_nncf.nncf2 import register
 

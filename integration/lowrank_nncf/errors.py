@@ -33,6 +33,10 @@ class ModelError(errors.LowRankError, nncf.UnsupportedModelError):
     """The model is in a state that cannot be compressed."""
 
 
+class StateError(errors.PlanError, nncf.ValidationError):
+    """A saved state is damaged, of a newer format, or of another network."""
+
+
 _AS_NNCF: dict[type[errors.LowRankError], type[errors.LowRankError]] = {
     errors.ConfigurationError: ConfigurationError,
     errors.CalibrationError: CalibrationError,

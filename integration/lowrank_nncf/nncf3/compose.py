@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,14 @@ import nncf
 from torch import nn
 
 from lowrank_hooks import CompressionContext
-from lowrank_nncf.errors import ConfigurationError, ModelError
+from lowrank_nncf.errors import ConfigurationError, ModelError, StateError
 from lowrank_nncf.nncf3 import scopes
 from lowrank_nncf.nncf3.algorithms import algorithms
 from lowrank_nncf.nncf3.controller import CompressionController
 from lowrank_nncf.nncf3.inputs import example_input
 from lowrank_nncf.nncf3.order import check_order
 from lowrank_nncf.nncf3.schema import validated
-from lowrank_nncf.nncf3.statistics import Statistics
+from lowrank_nncf.nncf3.state import APPLIED, Applied, applied_to, load_from_state
 from lowrank_nncf.nncf3.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_plugin.accuracy import ValidationFunction
 from lowrank_plugin.reporting import RECORD
@@ -30,6 +31,8 @@ def create_compressed_model(
     config: Mapping[str, Any],
     dataset: nncf.Dataset | None = None,
     validation_fn: ValidationFunction | None = None,
+    *,
+    compression_state: Mapping[str, Any] | None = None,
 ) -> tuple[CompressionController, nn.Module]:
     """Compress a model as a config says.
 
@@ -51,6 +54,8 @@ def create_compressed_model(
     :param dataset: the calibration data; no labels are used.
     :param validation_fn: for the budget ``{"accuracy_drop": d}`` of ``"lowrank"``: called with a model, returns its
         quality as a number, higher is better.
+    :param compression_state: what ``controller.get_compression_state()`` returned: instead of compressing, build the
+        structure of that model, whose ``load_state_dict`` is to be called then, and go on with its training.
     :return: the controller and the compressed model.
     :raises nncf.ValidationError: where the config, the data or the budget cannot be used.
     :raises nncf.UnsupportedModelError: where the model already carries NNCF's hooks.
@@ -59,29 +64,50 @@ def create_compressed_model(
     sections = validated(config, {name: algorithm.schema for name, algorithm in known.items()})
     check_order([known[section["algorithm"]] for section in sections])
     _check_dataset(dataset)
-    model = _checked_model(model, sections, config.get("bake_pruning", False))
-    example = example_input(config.get("input_info"), model)
-    context = CompressionContext(dataset, example, config.get("target_device", "ANY"), validation_fn)
-    steps = [
-        (known[section["algorithm"]], _with_global_scopes(section, config, known[section["algorithm"]].schema))
-        for section in sections
-    ]
-    for algorithm, section in steps:
-        if algorithm.check is not None:
-            algorithm.check(model, section, context)
-
-    compressed, statistics = model, {}
-    for algorithm, section in steps:
-        nncf.nncf_logger.info(f"Applying {algorithm.name}")
-        compressed, statistics[algorithm.name] = algorithm.apply(compressed, section, context)
-    return CompressionController(compressed, Statistics.of(statistics), context), compressed
-
-
-def _checked_model(model: object, sections: list[dict[str, Any]], bake: bool) -> nn.Module:
-    """The model that the compression starts from: the one given, or a copy with its pruning masks baked in."""
     if not isinstance(model, nn.Module):
         msg = f"Expected the model to be a torch.nn.Module, got {type(model).__name__}."
         raise ConfigurationError(msg)
+    example = example_input(config.get("input_info"), model)
+    context = CompressionContext(dataset, example, config.get("target_device", "ANY"), validation_fn)
+    if compression_state is not None:
+        return _resumed(model, config, sections, context, compression_state)
+    start = _checked_model(model, sections, config.get("bake_pruning", False))
+    steps = [(known[section["algorithm"]], section) for section in sections]
+    merged = [_with_global_scopes(section, config, algorithm.schema) for algorithm, section in steps]
+    for (algorithm, _), section in zip(steps, merged, strict=True):
+        if algorithm.check is not None:
+            algorithm.check(start, section, context)
+
+    compressed, applied = start, list(applied_to(start))
+    for (algorithm, written), section in zip(steps, merged, strict=True):
+        nncf.nncf_logger.info(f"Applying {algorithm.name}")
+        compressed, statistics = algorithm.apply(compressed, section, context)
+        applied.append(Applied(written, statistics))
+    # an algorithm of a third party may have found nothing to do
+    compressed = copy.deepcopy(compressed) if compressed is model else compressed
+    setattr(compressed, APPLIED, applied)
+    return CompressionController(compressed, config, context), compressed
+
+
+def _resumed(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    sections: list[dict[str, Any]],
+    context: CompressionContext,
+    state: Mapping[str, Any],
+) -> tuple[CompressionController, nn.Module]:
+    restored = load_from_state(model, state)
+    wanted, found = ([section["algorithm"] for section in each] for each in (sections, state["config"]["compression"]))
+    if wanted != found:
+        msg = f"The config names {', '.join(wanted)}, but the state is of a model compressed by {', '.join(found)}."
+        raise StateError(msg)
+    controller = CompressionController(restored, config, context)
+    controller.scheduler.load_state(state["training"])
+    return controller, restored
+
+
+def _checked_model(model: nn.Module, sections: list[dict[str, Any]], bake: bool) -> nn.Module:
+    """The model that the compression starts from: the one given, or a copy with its pruning masks baked in."""
     if hasattr(model, RECORD) and any(section["algorithm"] == "lowrank" for section in sections):
         msg = (
             "The model has already been decomposed. Start from the original model, with the budget you want in the end."

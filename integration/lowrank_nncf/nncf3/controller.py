@@ -5,55 +5,88 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import nncf
 import torch
-from nncf.torch.function_hook import is_wrapped
+from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
 from lowrank_nncf.nncf3.inputs import example_of
+from lowrank_nncf.nncf3.pruners import pruner_of
+from lowrank_nncf.nncf3.state import applied_to, get_state
 from lowrank_nncf.nncf3.statistics import Statistics
+from lowrank_nncf.nncf3.training import CompressionLoss, CompressionScheduler, CompressionStage
+from lowrank_nncf.nncf3.wrapping import bake_pruning, hooks
 
 
 class CompressionController:
     """Goes with a compressed model, as in NNCF 2.
 
+    ..  code-block:: python
+
+            for epoch in range(epochs):
+                controller.scheduler.epoch_step()
+                for inputs, target in loader:
+                    controller.scheduler.step()
+                    loss = criterion(compressed(inputs), target) + controller.loss()
+                    ...
+
     :param model: the compressed model.
-    :param statistics: what was done to it.
+    :param config: what it was compressed with.
     :param context: what the config said for all sections.
     """
 
-    def __init__(self, model: nn.Module, statistics: Statistics, context: CompressionContext) -> None:
+    def __init__(self, model: nn.Module, config: Mapping[str, Any], context: CompressionContext) -> None:
         self.model = model
-        self._statistics = statistics
-        self._context = context
+        self._config, self._context = config, context
+        sections = {each.section["algorithm"]: each.section for each in applied_to(model)}
+        pruner = pruner_of(model, sections)
+        self.loss = CompressionLoss(pruner)
+        self.scheduler = CompressionScheduler(pruner)
 
     def statistics(self, quickly_collected_only: bool = False) -> Statistics:
-        """Return what was done to the model; ``.to_str()`` of it is a table of the layers.
+        """Return what was done to the model and how it is now; ``.to_str()`` of it is a table of the layers.
 
         :param quickly_collected_only: taken for likeness with NNCF 2; all values are at hand.
         """
-        return self._statistics
+        by_name = {each.section["algorithm"]: each.statistics for each in applied_to(self.model)}
+        return Statistics.of(self.model, by_name)
 
-    def strip(self, do_copy: bool = True) -> nn.Module:
-        """Return the model without NNCF's own modules: quantizers become those of torch.
+    def compression_stage(self) -> CompressionStage:
+        """How far the compression has come: not fully while the level of pruning still rises."""
+        stage = self.scheduler.stage()
+        alone = len(applied_to(self.model)) == 1
+        return stage if alone or stage is CompressionStage.FULLY_COMPRESSED else CompressionStage.PARTIALLY_COMPRESSED
+
+    def get_compression_state(self) -> dict[str, Any]:
+        """Return everything but the weights that :func:`lowrank_nncf.load_from_state` needs: one JSON value.
+
+        :raises nncf.ValidationError: where an algorithm of a third party left statistics that are no JSON values.
+        """
+        return get_state(self.model, self._config, self.scheduler.get_state())
+
+    def strip(self, do_copy: bool = True, strip_format: nncf.StripFormat = nncf.StripFormat.NATIVE) -> nn.Module:
+        """Return the model without NNCF's own modules: masks are baked in, quantizers become those of torch.
 
         :param do_copy: whether to leave the model of this controller as it is.
-        :raises nncf.InstallationError: where NNCF lacks the package torchao, which it needs for this.
+        :param strip_format: for a quantized model ``NATIVE`` only.
+        :raises nncf.InstallationError: where NNCF lacks the package torchao, which it needs to strip quantizers.
+        :raises nncf.ValidationError: for a format that NNCF cannot strip quantizers to.
         """
-        if not is_wrapped(self.model):
-            return copy.deepcopy(self.model) if do_copy else self.model
-        try:
-            return nncf.strip(self.model, do_copy=do_copy, example_input=example_of(self._context))
-        except ModuleNotFoundError as error:
-            msg = f"NNCF needs the package {error.name!r} to strip a model. Install it: pip install {error.name}."
-            raise nncf.InstallationError(msg) from error
+        quantized = next(hooks(self.model, (BaseQuantizer,)), None) is not None
+        if quantized:
+            _check_strip(strip_format)
+        stripped = bake_pruning(self.model, inplace=not do_copy)
+        if quantized:
+            stripped = nncf.strip(stripped, do_copy=False, example_input=example_of(self._context))
+        return stripped
 
     def export_model(self, save_path: str | Path) -> None:
         """Write the model to a file for deployment.
@@ -70,7 +103,21 @@ class CompressionController:
             # Both formats are traced with torch.jit, which torch has deprecated and which remarks on NNCF's quantizers.
             for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
                 warnings.simplefilter("ignore", category)
-            writers[path.suffix](copy.deepcopy(self.model).eval(), example_of(self._context), path)
+            writers[path.suffix](bake_pruning(self.model).eval(), example_of(self._context), path)
+
+
+def _check_strip(strip_format: nncf.StripFormat) -> None:
+    if strip_format is not nncf.StripFormat.NATIVE:
+        msg = (
+            f"A model with quantized activations cannot be stripped to the format {strip_format.name}, which NNCF has "
+            "for compressed weights only. Use StripFormat.NATIVE, or export_model."
+        )
+        raise ConfigurationError(msg)
+    try:
+        import_module("nncf.torch.function_hook.strip")
+    except ModuleNotFoundError as error:
+        msg = f"NNCF needs the package {error.name!r} to strip a model. Install it: pip install {error.name}."
+        raise nncf.InstallationError(msg) from error
 
 
 def _write_openvino(model: nn.Module, example: Any, path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import nncf
+from nncf.torch.function_hook import get_hook_storage
 from torch import nn
 
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
@@ -131,6 +132,8 @@ def _prune(
     if not statistics.tensors:
         msg = f"{algorithm!r} found no weights to prune. Check 'ignored_scopes' and 'target_scopes'."
         raise ConfigurationError(msg)
+    # NNCF leaves masks in training mode, where learned ones draw random bits, also in a model that is not
+    get_hook_storage(pruned).train(model.training)
     adaptation.adapt(pruned, section, context)
     return pruned, statistics
 

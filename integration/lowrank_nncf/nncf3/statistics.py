@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import nncf
 from nncf.torch.function_hook import is_wrapped
@@ -15,7 +15,11 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
 from lowrank_nncf.nncf3.wrapping import hooks
-from lowrank_plugin.reporting import Report
+from lowrank_plugin.reporting import RECORD, Report, report
+
+Record = TypeVar("Record", "PruningStatistics", "QuantizationStatistics")
+
+PRUNING_ALGORITHMS = frozenset({"magnitude_sparsity", "rb_sparsity"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class QuantizationStatistics:
             activation_quantizers=len(quantizers) - len(weights),
             bits=tuple(sorted({hook.num_bits for _, hook in quantizers})),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
 
     def to_str(self) -> str:
         """Return one line of text."""
@@ -86,6 +94,10 @@ class PruningStatistics:
         tensors = {each.tensor_name: each.pruned_ratio for each in found.pruned_tensors}
         return cls(algorithm, found.pruning_ratio, found.global_pruning_ratio, dict(sorted(tensors.items())))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
     def to_str(self) -> str:
         """Return one line of text."""
         return (
@@ -110,18 +122,27 @@ class Statistics:
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, by_name: Mapping[str, Any]) -> Statistics:
-        """Sort the statistics of a config's algorithms.
+    def of(cls, model: nn.Module, by_name: Mapping[str, Any]) -> Statistics:
+        """Look at a model as it is now, in the midst of its training perhaps.
 
-        >>> Statistics.of({"weight_clustering": {"clusters": 16}}).to_str()
+        >>> Statistics.of(nn.ReLU(), {"weight_clustering": {"clusters": 16}}).to_str()
         "weight_clustering: {'clusters': 16}"
 
-        :param by_name: what each algorithm returned.
+        :param model: the compressed model.
+        :param by_name: what each algorithm returned when it was applied; it counts for what the model no longer shows,
+            such as the quantizers of one that has been stripped.
         """
-        pruning = next((value for value in by_name.values() if isinstance(value, PruningStatistics)), None)
-        own = {"lowrank", "quantization"} | ({pruning.algorithm} if pruning else set())
-        others = {name: value for name, value in by_name.items() if name not in own}
-        return cls(by_name.get("lowrank"), pruning, by_name.get("quantization"), others)
+        others = dict(by_name)
+        others.pop("lowrank", None)
+        pruning, quantization = None, others.pop("quantization", None)
+        for name in PRUNING_ALGORITHMS & others.keys():
+            found = PruningStatistics.of(model, name)
+            before = others.pop(name)
+            pruning = found if found.tensors else _record(PruningStatistics, before)
+        if quantization is not None:
+            live = QuantizationStatistics.of(model)
+            quantization = live if live.bits else _record(QuantizationStatistics, quantization)
+        return cls(report(model) if hasattr(model, RECORD) else None, pruning, quantization, others)
 
     def to_str(self) -> str:
         """Return a text with a table of the layers."""
@@ -134,10 +155,15 @@ class Statistics:
         """Return plain JSON values."""
         return {
             "lowrank": None if self.lowrank is None else self.lowrank.to_dict(),
-            "pruning": None if self.pruning is None else asdict(self.pruning),
-            "quantization": None if self.quantization is None else asdict(self.quantization),
+            "pruning": None if self.pruning is None else self.pruning.to_dict(),
+            "quantization": None if self.quantization is None else self.quantization.to_dict(),
             **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in self.others.items()},
         }
+
+
+def _record(kind: type[Record], value: Record | Mapping[str, Any]) -> Record:
+    """Statistics as they were returned, or as they come out of a saved state."""
+    return kind(**value) if isinstance(value, Mapping) else value
 
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

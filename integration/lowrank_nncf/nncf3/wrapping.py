@@ -67,27 +67,32 @@ def check_can_be_wrapped(model: nn.Module, algorithm: str) -> None:
 
 
 @torch.no_grad()
-def bake_pruning(model: nn.Module) -> nn.Module:
+def bake_pruning(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Multiply pruning masks into the weights, which are then ordinary weights with zeros in them.
 
     NNCF keeps masks beside the weights, so that a layer's ``weight`` is the one before pruning; whatever replaces the
     layer would bring the pruned weights back. ``nncf.strip`` with the format ``IN_PLACE`` does the same as this, but
     needs the package torchao and leaves the weights frozen.
 
-    :param model: a model that ``nncf.prune`` has pruned, or any other; it is not changed.
+    :param model: a model that ``nncf.prune`` has pruned, or any other.
+    :param inplace: change the model itself.
     :return: a copy without masks, and without traces of NNCF where no other hooks are left.
     :raises ModelError: where a mask belongs to a parameter that the model no longer has.
     """
-    baked = copy.deepcopy(model)
-    for wrapped in [module for module in baked.modules() if is_wrapped(module)]:
-        storage = get_hook_storage(wrapped)
-        for name, mask in [(name, hook) for name, hook in storage.named_hooks() if isinstance(hook, MASKS)]:
-            parameter = _pruned_parameter(wrapped, name)
-            parameter.data = mask.eval()(parameter.data).contiguous()
-            storage.delete_hook(name)
-        if storage.is_empty():
-            _unwrap(wrapped)
+    baked = model if inplace else copy.deepcopy(model)
+    wrapped = [module for module in baked.modules() if is_wrapped(module)]
+    masks = [(part, name, mask, _pruned_parameter(part, name)) for part in wrapped for name, mask in _masks(part)]
+    for part, name, mask, parameter in masks:
+        parameter.data = mask.eval()(parameter.data).contiguous()
+        get_hook_storage(part).delete_hook(name)
+    for part in wrapped:
+        if get_hook_storage(part).is_empty():
+            _unwrap(part)
     return baked
+
+
+def _masks(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, hook) for name, hook in get_hook_storage(model).named_hooks() if isinstance(hook, MASKS)]
 
 
 def _pruned_parameter(model: nn.Module, hook_name: str) -> nn.Parameter:

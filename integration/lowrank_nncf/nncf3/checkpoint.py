@@ -1,0 +1,97 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A compressed model in one file: weights as safetensors, and the state that they belong to as its metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nncf
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lowrank_nncf.errors import StateError
+from lowrank_nncf.nncf3.compose import create_compressed_model
+from lowrank_nncf.nncf3.controller import CompressionController
+from lowrank_nncf.nncf3.state import check_state
+
+KEY = "lowrank_nncf"
+"""The key of the file's metadata that holds the state."""
+
+
+def save(path: str | Path, controller: CompressionController) -> None:
+    """Write a compressed model to a file: its weights, those of masks and quantizers, and its state.
+
+    The file appears whole or not at all; an existing one is replaced. Any reader of safetensors can open it.
+
+    :param path: of the file.
+    :param controller: the controller of the model.
+    :raises StateError: where the model's state_dict holds something else than tensors.
+    """
+    path, weights = Path(path), controller.model.state_dict()
+    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if odd:
+        msg = f"The state_dict of the model holds {odd[0]!r}, which is no tensor. Save it with torch.save instead."
+        raise StateError(msg)
+    # copies, because safetensors refuses tensors that share memory, as tied weights do
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
+    }
+    state = json.dumps(controller.get_compression_state())
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={KEY: state})
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load(
+    path: str | Path, model: nn.Module, dataset: nncf.Dataset | None = None
+) -> tuple[CompressionController, nn.Module]:
+    """Read a compressed model from a file that :func:`save` wrote. Nothing is solved, no data needed.
+
+    :param path: of the file.
+    :param model: the network as its constructor makes it; it is not changed.
+    :param dataset: data for the controller, where the config has no ``"input_info"`` and the model is to be exported.
+    :return: the controller and the compressed model, in the mode and on the device of the one given.
+    :raises FileNotFoundError: where there is no such file.
+    :raises nncf.ValidationError: where the file is damaged, of a newer format, or of another network.
+    :raises PluginError: where a plugin that made a part of the model is not installed.
+    """
+    state, weights = _read(Path(path))
+    controller, compressed = create_compressed_model(model, state["config"], dataset, compression_state=state)
+    try:
+        compressed.load_state_dict(weights)
+    except RuntimeError as error:
+        msg = f"The weights in {str(path)!r} do not fit the model they are loaded into: {error}"
+        raise StateError(msg) from error
+    return controller, compressed
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    except SafetensorError as error:
+        msg = f"{str(path)!r} is damaged, or no safetensors file: {error}"
+        raise StateError(msg) from error
+    if text is None:
+        msg = f"{str(path)!r} holds weights but no state. Expected a file that lowrank_nncf.save wrote."
+        raise StateError(msg)
+    try:
+        state = json.loads(text)
+    except ValueError as error:
+        msg = f"The state in {str(path)!r} is damaged: {error}"
+        raise StateError(msg) from error
+    check_state(state)
+    return state, weights
