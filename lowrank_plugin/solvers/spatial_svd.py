@@ -113,11 +113,11 @@ class SpatialSvd:
         """The chain, how it ended, the history of its error and the kernel's squared norm if that was needed."""
         kernel = problem.kernel.flatten(2, 3)
         if problem.norm.covariance is None:
-            basis = nested_basis(kernel, None)[:, :, :rank]
+            basis = nested_basis(kernel, None, rank)
             core = project(kernel.flatten(2), basis).unflatten(2, (rank, -1))
             return _chain(problem, basis, core), Status.CONVERGED, [], None
         folded = fold(problem, 2)
-        start = nested_basis(kernel, folded.mean_block)[:, :, :rank]
+        start = nested_basis(kernel, folded.mean_block, rank)
         algorithm = TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
         chain = _chain(problem, outcome.state.basis, outcome.state.core)

@@ -204,7 +204,7 @@ class Tucker2:
             basis, left, core, status, errors, squared = self._plain(kernel.flatten(3), rank_out, rank_in)
         else:
             folded = fold(problem, 1)
-            start = nested_basis(folded.kernel, folded.mean_block)[:, :, :rank_in]
+            start = nested_basis(folded.kernel, folded.mean_block, rank_in)
             algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
             outcome = iterate(algorithm, self.max_steps, self.rtol)
             basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
@@ -219,7 +219,7 @@ class Tucker2:
     def _plain(
         self, kernel: Tensor, rank_out: int, rank_in: int
     ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
-        start = nested_basis(kernel, None)[:, :, :rank_in]
+        start = nested_basis(kernel, None, rank_in)
         folded = kernel.transpose(2, 3).contiguous()
         squared = folded.square().sum(dim=(1, 2, 3), dtype=torch.float64)
         outcome = iterate(Hooi(folded, squared, start, rank_out), 3 * self.max_steps, self.rtol / 100)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,7 +62,7 @@ class Tucker2Spatial:
     :param rtol: relative decrease of the squared error below which the iteration ends.
     :param cg_steps: conjugate-gradient steps a block and sweep.
     :param relaxation: over-relaxation of the updates of the first two stages, from 1 to below 2.
-    :param curve_points: about how many ranks of each kind are on the curve.
+    :param curve_points: about how many ranks of each channel mode are on the curve; two more of the middle ones.
     """
 
     max_steps: int = 6
@@ -85,23 +85,26 @@ class Tucker2Spatial:
     def curve(self, problem: Problem) -> Sequence[Point]:
         """Errors of a fit's starting point at a grid of free ranks, hence upper bounds.
 
+        Ranks at which every chain has more weights than the kernel are left out, and so are input ranks whose 1x1
+        convolution saves less than it costs.
+
         See :meth:`lowrank_hooks.Decomposer.curve`.
         """
         check_dtype(problem)
         if not takes(problem.shape) or not is_finite(problem):
             return []
         folded = fold(canonical(problem).problem, 1)
-        basis = nested_basis(folded.kernel, folded.mean_block)
         total = float(folded.energy.sum())
         multiple, shape = problem.rank_multiple, problem.shape
         points = []
-        for rank_in in rank_grid(shape.in_channels, multiple, self.curve_points):
-            reduced = _see_through(folded, basis[:, :, :rank_in], shape.kernel_size)
-            whitened, _ = whiten(reduced, nested_basis(reduced.kernel, reduced.mean_block))
-            largest = min(rank_in * shape.kernel_size[0], shape.out_channels * shape.kernel_size[1])
-            for middle in rank_grid(largest, multiple, self.curve_points):
-                rows = whitened[:, : middle * shape.kernel_size[1]]
-                explained = torch.linalg.eigvalsh(rows.mT @ rows).clamp_min(0).flip(1).cumsum(1)
+        for reduced, rank_in, largest in self._reductions(folded, problem):
+            basis = nested_basis(reduced.kernel, reduced.mean_block, largest)
+            whitened, _ = whiten(reduced, basis)
+            gram, done = whitened.new_zeros(len(whitened), *whitened.shape[2:] * 2), 0
+            for middle in rank_grid(largest, multiple, self.curve_points + 2):
+                rows = whitened[:, done * shape.kernel_size[1] : middle * shape.kernel_size[1]]
+                gram, done = gram + rows.mT @ rows, middle
+                explained = torch.linalg.eigvalsh(gram).clamp_min(0).flip(1).cumsum(1)
                 tails = (folded.energy[:, None] - explained).clamp_min(0).sum(dim=0)
                 for rank_out in rank_grid(shape.out_channels, multiple, self.curve_points):
                     rank = (rank_out, rank_in, middle)
@@ -109,6 +112,35 @@ class Tucker2Spatial:
                         tail = float(tails[min(rank_out, len(tails)) - 1])
                         points.append(Point(rank, (tail / total) ** 0.5 if total > 0 else 0.0))
         return points
+
+    def _reductions(self, folded: Folded, problem: Problem) -> Iterator[tuple[Folded, int, int]]:
+        """The problems that are left at a grid of input ranks, with those ranks and the largest middle ranks."""
+        shape, taps = problem.shape, problem.shape.kernel_size
+        inner = [
+            (rank_in, self._largest_middle(shape, rank_in))
+            for rank_in in rank_grid(shape.in_channels, problem.rank_multiple, self.curve_points)
+        ]
+        *inner, (whole, largest) = inner
+        basis = nested_basis(folded.kernel, folded.mean_block)
+        yield _see_through(folded, basis, taps), whole, max(largest, 1)
+        # what the 1x1 convolution adds is less than the vertical stage has less
+        inner = [(rank, middle) for rank, middle in inner if taps[0] * middle * (whole - rank) > rank * whole]
+        if inner:
+            seen = _see(folded, basis[:, :, : inner[-1][0]])
+            for rank_in, middle in inner:
+                yield _reduce(folded, seen, rank_in, taps), rank_in, middle
+
+    def _largest_middle(self, shape: KernelShape, rank_in: int) -> int:
+        """The largest middle rank at which some chain has fewer weights than the kernel; 0 where none has."""
+        high, wide = shape.kernel_size
+        dense = shape.parameters // shape.groups
+
+        def weights(middle: int) -> int:
+            stages = self.structure(shape, (-(-middle // wide), rank_in, middle))
+            return sum(stage.parameters for stage in stages)
+
+        middles = range(min(rank_in * high, shape.out_channels * wide), 0, -1)
+        return next((middle for middle in middles if weights(middle) < dense), 0)
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
@@ -181,9 +213,9 @@ class _Hybrid:
     relaxation: float
 
     def init(self) -> _State:
-        first = nested_basis(self.folded.kernel, self.folded.mean_block)[:, :, : self.rank_in]
+        first = nested_basis(self.folded.kernel, self.folded.mean_block, self.rank_in)
         reduced = _see_through(self.folded, first, self.taps)
-        basis = nested_basis(reduced.kernel, reduced.mean_block)[:, :, : self.middle]
+        basis = nested_basis(reduced.kernel, reduced.mean_block, self.middle)
         return _State(first, regress(reduced, basis, self.rank_out))
 
     def step(self, state: _State) -> _State:
@@ -209,29 +241,55 @@ class _Hybrid:
         return first, torch.einsum("gop,gpir->goir", mixing, vertical).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A folded problem through the columns of U_S. Every leading block is that of fewer columns.
+
+    :param weighted: W times the covariance, [G, T, R_S*K].
+    :param covariance: with its ridge, in the kernel's dtype [G, R_S*K, R_S*K]; None for the identity.
+    :param lower: its Cholesky factor, float64; None for the identity.
+    :param half: the factor's inverse times the transpose of ``weighted``, float64; None for the identity.
+    """
+
+    weighted: Tensor
+    covariance: Tensor | None
+    lower: Tensor | None
+    half: Tensor | None
+
+
+def _see(folded: Folded, first: Tensor) -> _Seen:
+    weighted = project(folded.weighted, first)
+    if folded.covariance is None:
+        return _Seen(weighted, None, None, None)
+    covariance = folded.gram(first, folded.kernel.dtype)
+    lower = overwriting_cholesky(partial(covariance.to, torch.float64, copy=True))
+    return _Seen(weighted, covariance, lower, torch.linalg.solve_triangular(lower, weighted.mT.double(), upper=False))
+
+
+def _reduce(folded: Folded, seen: _Seen, rank: int, taps: tuple[int, ...]) -> Folded:
+    """The problem left for the inner stages with the leading columns of U_S."""
+    size = rank * folded.kernel.shape[3]
+    weighted = seen.weighted[:, :, :size]
+    sizes = (*weighted.shape[:2], rank * taps[0], taps[1])
+    if seen.covariance is None or seen.lower is None or seen.half is None:
+        return Folded(weighted.reshape(sizes), None, folded.ridge, weighted, None, folded.energy)
+    kernel = torch.linalg.solve_triangular(seen.lower[:, :size, :size].mT, seen.half[:, :size], upper=True)
+    # The Gram holds the ridge already.
+    ridge = torch.zeros_like(folded.ridge)
+    kernel = kernel.mT.to(weighted).reshape(sizes)
+    return complete(kernel, seen.covariance[:, :size, :size], ridge, weighted, folded.energy)
+
+
 def _see_through(folded: Folded, first: Tensor, taps: tuple[int, ...]) -> Folded:
     """The problem left for the inner stages once U_S is given: vertical taps combined, horizontal ones kept."""
     groups, outputs, a, _ = folded.kernel.shape
-    rank = first.shape[2]
-    whole = rank == a
-    weighted = folded.weighted if whole else project(folded.weighted, first)
-    if whole:
-        # U_S is then the identity in :func:`_chain`, so the basis must not be rotated here.
-        kernel, covariance = folded.kernel, folded.covariance
-    elif folded.covariance is None:
-        kernel, covariance = weighted, None
-    else:
-        covariance = folded.gram(first, folded.kernel.dtype)
-        lower = overwriting_cholesky(partial(covariance.to, torch.float64, copy=True))
-        half = torch.linalg.solve_triangular(lower, weighted.mT.double(), upper=False)
-        kernel = torch.linalg.solve_triangular(lower.mT, half, upper=True).mT.to(weighted)
-        del lower, half
-    kernel = kernel.reshape(groups, outputs, rank * taps[0], taps[1])
-    if covariance is None:
-        return Folded(kernel, None, folded.ridge, weighted, None, folded.energy)
-    # The Gram holds the ridge already.
-    ridge = folded.ridge if whole else torch.zeros_like(folded.ridge)
-    return complete(kernel, covariance, ridge, weighted, folded.energy)
+    if first.shape[2] < a:
+        return _reduce(folded, _see(folded, first), first.shape[2], taps)
+    # U_S is then the identity in :func:`_chain`, so the basis must not be rotated here.
+    kernel = folded.kernel.reshape(groups, outputs, a * taps[0], taps[1])
+    if folded.covariance is None:
+        return Folded(kernel, None, folded.ridge, folded.weighted, None, folded.energy)
+    return complete(kernel, folded.covariance, folded.ridge, folded.weighted, folded.energy)
 
 
 def _lower(shape: KernelShape, rank: Rank) -> tuple[int, int, int]:

@@ -129,7 +129,7 @@ def complete(
     return Folded(kernel, covariance, ridge, weighted, mean_block, energy)
 
 
-def nested_basis(kernel: Tensor, mean_block: Tensor | None) -> Tensor:
+def nested_basis(kernel: Tensor, mean_block: Tensor | None, count: int | None = None) -> Tensor:
     r"""Orthonormal combinations of the A columns, most important first: the channel-whitened HOSVD.
 
     With the Gram :math:`C = \sum_{t,b} w_{tb} w_{tb}^\top` and :math:`L L^\top` the mean block, the leading R columns
@@ -138,7 +138,8 @@ def nested_basis(kernel: Tensor, mean_block: Tensor | None) -> Tensor:
 
     :param kernel: [G, T, A, B].
     :param mean_block: positive definite [G, A, A]; None for the identity.
-    :return: [G, A, A], orthogonal, in the kernel's dtype.
+    :param count: R, how many columns are wanted; None for all.
+    :return: [G, A, R], orthonormal columns, in the kernel's dtype.
     """
     # float64: small A x A matrices, and the trailing columns come from eigenvalues far below the leading one.
     columns = torch.zeros(*kernel.shape[:1], *kernel.shape[2:3] * 2, dtype=torch.float64, device=kernel.device)
@@ -146,10 +147,10 @@ def nested_basis(kernel: Tensor, mean_block: Tensor | None) -> Tensor:
         wide = rows.flatten(2).double()
         columns.baddbmm_(wide, wide.mT)
     if mean_block is None:
-        return torch.linalg.eigh(columns).eigenvectors.flip(2).to(kernel)
+        return torch.linalg.eigh(columns).eigenvectors.flip(2)[:, :, :count].to(kernel)
     root = cholesky(mean_block.double())
     weighted = columns @ root
-    vectors = torch.linalg.eigh(root.mT @ weighted).eigenvectors.flip(2)
+    vectors = torch.linalg.eigh(root.mT @ weighted).eigenvectors.flip(2)[:, :, :count]
     basis = weighted @ vectors
     lengths = torch.linalg.vector_norm(basis, dim=1, keepdim=True)
     basis = basis / torch.where(lengths > 0, lengths, torch.ones_like(lengths))

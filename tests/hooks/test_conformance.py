@@ -20,6 +20,10 @@ OTHER_NORM = {"curve_tolerance": 0.25}
 DIFFERENT: dict[str, dict[str, Any]] = {
     "cpd": {**CP, **FEW},
     "tucker2_cpd": {**CP, **FEW},
+    # its curve ends where the chain is no smaller than the kernel; ranks above the largest useful ones are lowered
+    "tucker2_spatial": {
+        "exact_rank": lambda self, shape: (shape.out_channels, shape.in_channels, shape.in_channels * shape.taps)
+    },
     "tensorly:partial_tucker": OTHER_NORM,
     "tensorly:parafac": {**CP, **FEW, **OTHER_NORM},
 }

@@ -89,3 +89,13 @@ def test_asymmetric_kernels_keep_their_taps() -> None:
     chain = Tucker2Spatial().fit(problem, (4, 3, 5)).value
     assert [shape.kernel_size for shape in chain.shapes] == [(1, 1), (2, 1), (1, 4), (1, 1)]
     assert torch.isfinite(chain.to_kernel()).all()
+
+
+def test_curve_of_the_hybrid_offers_chains_that_are_smaller_than_the_kernel() -> None:
+    method, problem = Tucker2Spatial(), Problem(power_law_kernel(1, 48, 40, 3, 3), rank_multiple=4)
+    sizes = [
+        sum(stage.parameters for stage in method.structure(problem.shape, point.rank)) / problem.shape.parameters
+        for point in method.curve(problem)
+    ]
+    assert min(sizes) < 0.2
+    assert sum(size < 1 for size in sizes) > 0.7 * len(sizes)
