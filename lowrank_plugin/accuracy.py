@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lowrank_hooks import Rank, StepEvent
+from lowrank_plugin import distributed
 from lowrank_plugin.allocation import Candidates, Chosen
 from lowrank_plugin.errors import BudgetError, ConfigurationError, EvaluationError
 from lowrank_plugin.flow import Flow
@@ -153,6 +154,9 @@ class Search:
         return self._tried[key]
 
     def _quality(self, model: nn.Module) -> float:
+        return distributed.agreed(distributed.together(lambda: self._measured(model)))
+
+    def _measured(self, model: nn.Module) -> float:
         probe = copy.deepcopy(model).eval()
         try:
             with torch.no_grad():

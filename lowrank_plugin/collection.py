@@ -29,10 +29,12 @@ class Observed:
 
     :param patches: sums over its input patches; nothing was added to them where they were not wanted.
     :param outputs: statistics of its output channels, a value for each call.
+    :param places: the number of the batch that each call belongs to; empty where that is no longer known.
     """
 
     patches: Moments | Autocorrelation = field(default_factory=Moments)
     outputs: list[ChannelStatistics] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
     @property
     def inputs(self) -> Moments:
@@ -56,6 +58,7 @@ def collect(
     patches: bool = True,
     positions: float = 12.0,
     seed: int = 0,
+    places: Sequence[int] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Observed]:
     """Run the model over the batches and collect the moments of every layer's input patches and of its output.
@@ -71,6 +74,7 @@ def collect(
     :param patches: whether to look at the inputs; otherwise only at the outputs.
     :param positions: patches taken, as a multiple of the width of the covariance.
     :param seed: seed of the draw.
+    :param places: numbers of the batches to run, where the others are run elsewhere; None for all.
     :param progress: shows a bar.
     :return: what was seen, by layer name; a layer that was never called has no entry.
     :raises CalibrationError: where the model cannot take a batch.
@@ -80,12 +84,13 @@ def collect(
     handles = [tap.module.register_forward_hook(tap, with_kwargs=True) for tap in taps]
     try:
         with evaluating(model):
-            shown = progress(batches, description="Collecting statistics", total=len(batches))
-            for done, batch in enumerate(shown, start=1):
+            chosen = range(len(batches)) if places is None else places
+            shown = progress(chosen, description="Collecting statistics", total=len(chosen))
+            for done, place in enumerate(shown, start=1):
                 for tap in taps:
-                    tap.prepare(batch_size(batch) / samples, f"{seed}/{done}")
-                call(model, batch)
-                manager().hook.lowrank_step(event=StepEvent("collect", done, len(batches)))
+                    tap.prepare(place, batch_size(batches[place]) / samples, seed)
+                call(model, batches[place])
+                manager().hook.lowrank_step(event=StepEvent("collect", done, len(chosen)))
     finally:
         for handle in handles:
             handle.remove()
@@ -110,19 +115,21 @@ class _Tap:
         if geometry is not None:
             self.observed.patches, self.wanted = Autocorrelation(geometry), math.inf
         self.generator = torch.Generator()
-        self.share = 0.0
+        self.place, self.share = 0, 0.0
 
-    def prepare(self, share: float, draw: str) -> None:
+    def prepare(self, place: int, share: float, seed: int) -> None:
         """Announce a batch.
 
+        :param place: its number.
         :param share: of all samples that are in it.
-        :param draw: decides which positions are drawn; they depend on no other layer and no other batch.
+        :param seed: of the draw; what is drawn depends on no other layer and no other batch.
         """
-        self.share = share
-        self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{draw}".encode()))
+        self.place, self.share = place, share
+        self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{seed}/{place}".encode()))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         adapter, observed = self.layer.adapter, self.observed
+        observed.places.append(self.place)
         observed.outputs.append(ChannelStatistics.of(adapter.outputs(module, output.detach()), channel_axes=2))
         if not self.patches:
             return

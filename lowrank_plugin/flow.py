@@ -7,34 +7,37 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from importlib import metadata
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, RankPolicyRecord, StepEvent
-from lowrank_plugin import fitting, planning
+from lowrank_plugin import distributed, fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen
-from lowrank_plugin.batches import Progress, batch_size, take_batches
+from lowrank_plugin.batches import Progress, take_batches
 from lowrank_plugin.collection import Observed, collect
-from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanError
-from lowrank_plugin.gradients import SAMPLES, collect_gradients, enough
+from lowrank_plugin.errors import CalibrationError, PlanError
+from lowrank_plugin.gradients import collect_gradients
 from lowrank_plugin.moments import ChannelStatistics, Moments
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
 from lowrank_plugin.repair import match_moments
 from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, make_record
+from lowrank_plugin.resolving import check_device, competitors, norm_of, unit_of
 from lowrank_plugin.scopes import matches
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.statistics import Statistics, describe, digest, fold
+from lowrank_plugin.statistics import Statistics, summarise
 from lowrank_plugin.survey import Survey, survey
 
 logger = logging.getLogger("lowrank_plugin")
+
+T = TypeVar("T")
 
 
 class Flow:
@@ -61,9 +64,9 @@ class Flow:
         statistics: Statistics | None = None,
     ) -> None:
         self.model, self.settings, self.progress, self.statistics = model, settings, progress, statistics
-        _check_device(settings)
-        self.records = _competitors(settings)
-        self.norm = _norm(settings, data is not None or statistics is not None)
+        check_device(settings)
+        self.records = competitors(settings)
+        self.norm = norm_of(settings, data is not None or statistics is not None)
         self.batches = [] if data is None else take_batches(model, data, settings.samples)
         self.survey = self._surveyed(self._example() if example is None else example)
         if statistics is not None:
@@ -71,7 +74,7 @@ class Flow:
         self.observed: dict[str, Observed] = {}
         self.gradients: dict[str, torch.Tensor] = {}
         self._problems: dict[str, Problem] = {}
-        self._fits: dict[tuple[str, str, Rank], fitting.Fitted] = {}
+        self._fits: dict[tuple[str, str, Rank], fitting.Fitted | str] = {}
 
     def _example(self) -> Any:
         if self.batches:
@@ -101,15 +104,18 @@ class Flow:
                 self._refuse(name, "its inputs contain NaN or infinity")
 
     def _collect(self, names: Sequence[str], patches: bool) -> dict[str, Observed]:
-        return collect(
+        look = functools.partial(
+            collect,
             self.model,
             {name: self.survey.layers[name] for name in names},
             self.batches,
             patches=patches,
             positions=self.settings.positions,
             seed=self.settings.seed,
+            places=[place for place, _ in distributed.share(self.batches)],
             progress=self.progress,
         )
+        return distributed.combined(distributed.together(look), next(self.model.parameters()).device)
 
     def _moments(self, name: str) -> Moments | None:
         return None if self.norm == "frobenius" else self.observed[name].inputs
@@ -159,7 +165,7 @@ class Flow:
         if self.norm == "two-sided" or (self.norm == "covariance" and self.settings.budget):
             self.weigh(list(self.survey.layers))
         weights = self._weights()
-        unit, _ = _unit(self.settings)
+        unit, _ = unit_of(self.settings)
         proposals = self._proposals(unit)
         hand = frozenset(name for name in proposals if self._hand(name) is not None)
         policy: RankPolicyRecord = manager().find("rank policy", self.settings.policy)
@@ -168,7 +174,7 @@ class Flow:
         return Candidates(proposals, hand, weights, policy, self._whole(unit.name, proposals), insights)
 
     def _chosen(self, candidates: Candidates) -> Chosen:
-        _, limit = _unit(self.settings)
+        _, limit = unit_of(self.settings)
         if self.settings.budget is None or limit is None:
             return candidates.by_hand()
         if "error" in self.settings.budget:
@@ -190,7 +196,9 @@ class Flow:
             if len(candidates.proposals[name]) == 1
         }
         allocation = candidates.quality(chosen, self._share()) if self.settings.budget else None
-        return planning.make_plan(self.survey, self.settings, self.norm, choices, reasons, allocation)
+        return distributed.agreed(
+            planning.make_plan(self.survey, self.settings, self.norm, choices, reasons, allocation)
+        )
 
     def _share(self) -> float | None:
         """What may remain of the cost; None where the budget is not one of cost."""
@@ -198,21 +206,28 @@ class Flow:
         return next((share for unit, share in (self.settings.budget or {}).items() if unit in units), None)
 
     def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
-        found = {}
-        names = list(self.survey.layers)
-        shown = self.progress(names, description="Computing error curves", total=len(names))
-        for done, name in enumerate(shown, start=1):
+        def propose_for(name: str) -> list[Proposal]:
             layer, module = self.survey.layers[name], self.model.get_submodule(name)
-            pricing = Pricing(layer, module, unit)
-            hand = self._hand(name)
+            pricing, hand = Pricing(layer, module, unit), self._hand(name)
             if hand is not None:
-                found[name] = by_hand(layer, hand, pricing, self.records)
-            elif self.settings.budget is not None:
-                found[name] = propose(self._problem(name), pricing, self.records)
-            else:
-                found[name] = pricing.proposals(())
-            manager().hook.lowrank_step(event=StepEvent("propose", done, len(names), name))
-        return found
+                return by_hand(layer, hand, pricing, self.records)
+            if self.settings.budget is not None:
+                return propose(self._problem(name), pricing, self.records)
+            return pricing.proposals(())
+
+        return self._each("propose", "Computing error curves", list(self.survey.layers), propose_for)
+
+    def _each(self, step: str, description: str, names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
+        """Do some work on each layer."""
+
+        def run(mine: list[str]) -> dict[str, T]:
+            found = {}
+            for done, name in enumerate(self.progress(mine, description=description, total=len(mine)), start=1):
+                found[name] = work(name)
+                manager().hook.lowrank_step(event=StepEvent(step, done, len(mine), name))
+            return found
+
+        return distributed.divided(run, names)
 
     def _problem(self, name: str) -> Problem:
         layer = self.survey.layers[name]
@@ -236,30 +251,38 @@ class Flow:
 
         :raises PlanError: where a layer fails and ``on_failure`` is ``"raise"``.
         """
+        keys = {name: (name, *choice) for name, choice in ranks.items()}
+        new = self._each(
+            "fit",
+            "Fitting layers",
+            [name for name, key in keys.items() if key not in self._fits],
+            lambda name: self._solve(*keys[name]),
+        )
+        self._fits.update((keys[name], each) for name, each in new.items())
         fitted = {}
-        for done, name in enumerate(
-            self.progress(list(ranks), description="Fitting layers", total=len(ranks)), start=1
-        ):
-            decomposer, rank = ranks[name]
-            record: DecomposerRecord = manager().find("decomposer", decomposer)
-            moments, module = self._moments(name), self.model.get_submodule(name)
-            bias = module.bias if isinstance(module.bias, torch.Tensor) else None
-            try:
-                if (name, decomposer, rank) not in self._fits:
-                    self._fits[name, decomposer, rank] = fitting.fit(
-                        self._problem(name), record.decomposer, rank, bias, moments
-                    )
-                fitted[name] = self._fits[name, decomposer, rank]
-            except torch.linalg.LinAlgError as error:
-                self._refuse(name, f"its fit by {decomposer!r} failed: {error}")
-            except ValueError as error:
-                msg = f"Layer {name!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
-                raise PlanError(msg) from error
-            manager().hook.lowrank_step(event=StepEvent("fit", done, len(ranks), name))
+        for name, key in keys.items():
+            each = self._fits[key]
+            if isinstance(each, str):
+                self._refuse(name, each)
+            else:
+                fitted[name] = each
         usable = fitting.usable(fitted)
         for name in fitted.keys() - usable.keys():
             self._refuse(name, f"its fit failed: {fitted[name].solution.status.value}")
         return usable
+
+    def _solve(self, name: str, decomposer: str, rank: Rank) -> fitting.Fitted | str:
+        """Fit one layer; or the reason why that failed."""
+        record: DecomposerRecord = manager().find("decomposer", decomposer)
+        moments, module = self._moments(name), self.model.get_submodule(name)
+        bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+        try:
+            return fitting.fit(self._problem(name), record.decomposer, rank, bias, moments)
+        except torch.linalg.LinAlgError as error:
+            return f"its fit by {decomposer!r} failed: {error}"
+        except ValueError as error:
+            msg = f"Layer {name!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
+            raise PlanError(msg) from error
 
     def compress(self, plan: Mapping[str, Any], inplace: bool) -> nn.Module:
         """Fit, replace and repair.
@@ -302,46 +325,4 @@ class Flow:
         names = list(self.survey.layers)
         self.observed = self._collect(names, patches=True)
         self.weigh(names)
-        used = enough(self.batches, SAMPLES) if self.gradients else []
-        return Statistics(
-            self.observed,
-            describe(self.model, self.survey.layers),
-            self.gradients,
-            sum(batch_size(batch) for batch in self.batches),
-            sum(batch_size(batch) for batch in used),
-            (digest(self.batches),),
-            fold(self.batches[0]),
-            {
-                "seed": self.settings.seed,
-                "positions": self.settings.positions,
-                "versions": {name: metadata.version(name) for name in ("lowrank-plugin", "torch")},
-            },
-        )
-
-
-def _check_device(settings: Settings) -> None:
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        msg = f"The device {settings.device!r} cannot be used here: {str(error).splitlines()[0]}"
-        raise ConfigurationError(msg) from error
-
-
-def _competitors(settings: Settings) -> list[DecomposerRecord]:
-    if settings.decomposers == "auto":
-        return [entry.record for entry in manager().registered("decomposer").values() if entry.record.automatic]
-    return [manager().find("decomposer", name) for name in settings.decomposers]
-
-
-def _norm(settings: Settings, known: bool) -> str:
-    norm = settings.norm or ("covariance" if known else "frobenius")
-    if norm != "frobenius" and not known:
-        msg = f'The norm "{norm}" needs calibration data; give batches or statistics, or use "frobenius".'
-        raise ConfigurationError(msg)
-    return norm
-
-
-def _unit(settings: Settings) -> tuple[CostModelRecord, float | None]:
-    """The cost model of the budget and what may remain; MACs where the budget is no cost or there is none."""
-    unit, limit = next(iter(settings.budget.items())) if settings.budget else ("macs", None)
-    return manager().find("cost model", "macs" if unit in ("error", "accuracy_drop") else unit), limit
+        return summarise(self.model, self.survey.layers, self.observed, self.gradients, self.batches, self.settings)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from lowrank_hooks import StepEvent
+from lowrank_plugin import distributed
 from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
-from lowrank_plugin.errors import CalibrationError
+from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer
 
@@ -51,25 +53,32 @@ def collect_gradients(
     :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
         empty where the model's output cannot be differentiated.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
     sums: dict[str, Tensor] = {}
     handles = [model.get_submodule(name).register_forward_hook(_tap(layer, sums)) for name, layer in layers.items()]
     chosen = enough(batches, samples)
+
+    def run() -> None:
+        mine = distributed.share(chosen)
+        shown = progress(mine, description="Weighing layers", total=len(mine))
+        for done, (place, batch) in enumerate(shown, start=1):
+            # a draw of its own for each batch, whichever process it falls to
+            generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
+            _log_likelihood(call(_Frozen(model), batch), generator).backward()
+            manager().hook.lowrank_step(event=StepEvent("weigh", done, len(mine)))
+
     try:
         with evaluating(model), torch.enable_grad():
-            shown = progress(chosen, description="Weighing layers", total=len(chosen))
-            for done, batch in enumerate(shown, start=1):
-                output = call(_Frozen(model), batch)
-                _log_likelihood(output, generator).backward()
-                manager().hook.lowrank_step(event=StepEvent("weigh", done, len(chosen)))
-    except (RuntimeError, CalibrationError) as error:
+            distributed.together(run)
+    except (RuntimeError, LowRankError) as error:
         logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
         return {}
     finally:
         for handle in handles:
             handle.remove()
     total = sum(batch_size(batch) for batch in chosen)
-    return {name: each / total for name, each in sums.items()}
+    device = next(model.parameters()).device
+    return {name: each / total for name, each in distributed.summed(sums, device).items()}
 
 
 class _Frozen(nn.Module):

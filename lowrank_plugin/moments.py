@@ -159,6 +159,10 @@ class ChannelStatistics:
         offset = first / count
         return cls(count, (shift.double() + offset).flatten(), (second / count - offset.square()).flatten())
 
+    def to(self, device: torch.device) -> ChannelStatistics:
+        """The same on another device."""
+        return ChannelStatistics(self.count, self.mean.to(device), self.variance.to(device))
+
     def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
         count = self.count + other.count
         share, delta = other.count / count, other.mean - self.mean

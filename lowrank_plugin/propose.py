@@ -29,6 +29,8 @@ from lowrank_plugin.survey import Layer
 
 logger = logging.getLogger("lowrank_plugin")
 
+_TIE = 1e-3
+
 DENSE = "dense"
 
 
@@ -122,7 +124,7 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
     :return: the dense choice first; alone, where no chain would be cheaper. A decomposer that refuses the problem with
         a ValueError, such as for its norm, leaves the others to compete.
     """
-    drafts = []
+    drafts: dict[Chain, Draft] = {}
     for record in records:
         if not fits(record, problem.shape):
             continue
@@ -138,8 +140,10 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
                 )
                 continue
             chain = tuple(record.decomposer.structure(problem.shape, point.rank))
-            drafts.append(Draft(record.name, point.rank, point.error, chain))
-    dense, *others = pricing.proposals(drafts)
+            # of two equal chains the first counts, unless the other is truly better: rounding must not decide
+            if chain not in drafts or point.error < (1 - _TIE) * drafts[chain].error:
+                drafts[chain] = Draft(record.name, point.rank, point.error, chain)
+    dense, *others = pricing.proposals(drafts.values())
     return [dense, *(proposal for proposal in others if proposal.cost < dense.cost)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lowrank_plugin import statistics_file
+from lowrank_plugin.batches import batch_size
 from lowrank_plugin.collection import Observed
 from lowrank_plugin.errors import StatisticsError
+from lowrank_plugin.gradients import SAMPLES, enough
+from lowrank_plugin.plugins import OWN_DISTRIBUTION
+from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer
 
 
@@ -58,7 +63,7 @@ class Statistics:
             )
             raise StatisticsError(msg)
         for name, layer in layers.items():
-            if name in self.weights and self.weights[name] != digest([layer.adapter.kernel(model.get_submodule(name))]):
+            if name in self.weights and self.weights[name] != digest(layer.adapter.kernel(model.get_submodule(name))):
                 msg = (
                     f"The statistics are of another network: the weight of its layer {name!r} differs from this one's. "
                     "Collect statistics of this network."
@@ -138,13 +143,34 @@ class Statistics:
         return cls(**statistics_file.read(Path(path)))
 
 
-def describe(model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, str]:
-    """SHA-256 of each layer's weight.
+def summarise(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    observed: Mapping[str, Observed],
+    gradients: Mapping[str, Tensor],
+    batches: Sequence[Any],
+    settings: Settings,
+) -> Statistics:
+    """Put what was seen together with what it was seen of.
 
     :param model: the network.
     :param layers: its compressible layers.
+    :param observed: what was seen of them.
+    :param gradients: second moments of their output gradients.
+    :param batches: the model inputs.
+    :param settings: for the seed and the number of positions.
     """
-    return {name: digest([layer.adapter.kernel(model.get_submodule(name))]) for name, layer in layers.items()}
+    versions = {name: metadata.version(name) for name in (OWN_DISTRIBUTION, "torch")}
+    return Statistics(
+        observed,
+        {name: digest(layer.adapter.kernel(model.get_submodule(name))) for name, layer in layers.items()},
+        gradients,
+        sum(batch_size(batch) for batch in batches),
+        sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients else 0,
+        (digest(batches),),
+        fold(batches[0]),
+        {"seed": settings.seed, "positions": settings.positions, "versions": versions},
+    )
 
 
 def digest(values: Any) -> str:
