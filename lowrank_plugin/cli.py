@@ -18,7 +18,10 @@ from rich.table import Table
 from lowrank_plugin.plugins import KINDS, Registered, manager
 
 HOSTS = "lowrank.hosts"
-"""Entry-point group under which hosts name their algorithms, a mapping of records by name."""
+"""Entry-point group under which hosts name their algorithms, a mapping of records by name.
+
+An entry point has the name of the module of its framework: where that one is not installed, the host is passed over.
+"""
 
 _PIPED_WIDTH = 160
 
@@ -65,13 +68,16 @@ def _host_algorithms() -> list[Registered]:
     """The algorithms that hosts bring along; found by entry point, because the core knows no host."""
     found = []
     for entry_point in metadata.entry_points(group=HOSTS):
-        try:
-            algorithms = entry_point.load()
-        except ImportError:
-            continue  # the framework of this host is not installed, so its algorithms cannot be used either
         name, version = (
             (entry_point.dist.name, entry_point.dist.version) if entry_point.dist else (entry_point.name, "")
         )
+        try:
+            algorithms = entry_point.load()
+        except Exception as error:  # noqa: BLE001 - whatever a host's import raises is reported, not ours to name
+            if not (isinstance(error, ModuleNotFoundError) and error.name == entry_point.name):
+                msg = f"The host {entry_point.name!r} of {name} could not be loaded: {type(error).__name__}: {error}"
+                manager().fail(msg, error)
+            continue
         found += [Registered(record, name, version) for record in algorithms.values()]
     return found
 

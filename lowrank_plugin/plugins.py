@@ -77,7 +77,7 @@ class Manager(pluggy.PluginManager):
             self.register(entry_point.load(), name=name)
             self.check_pending()
         except Exception as error:  # noqa: BLE001 - whatever a third party's import raises is reported, not ours to name
-            self._fail(f"The lowrank plugin {where} could not be loaded: {type(error).__name__}: {error}", error)
+            self.fail(f"The lowrank plugin {where} could not be loaded: {type(error).__name__}: {error}", error)
             if self.has_plugin(name):
                 self.unregister(name=name)
 
@@ -91,8 +91,15 @@ class Manager(pluggy.PluginManager):
         self._found.clear()
         return super().unregister(plugin, name)
 
-    def _fail(self, message: str, cause: Exception | None = None) -> None:
-        self.failures.append(message)
+    def fail(self, message: str, cause: Exception | None = None) -> None:
+        """Note that something third parties brought along is broken; warn, and raise in strict mode.
+
+        :param message: what the user is told; names the distribution.
+        :param cause: what was raised there.
+        :raises PluginError: in strict mode.
+        """
+        if message not in self.failures:
+            self.failures.append(message)
         if self.strict:
             raise PluginError(message) from cause
         warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -125,14 +132,14 @@ class Manager(pluggy.PluginManager):
         try:
             records = list(implementation.function())
         except Exception as error:  # noqa: BLE001 - as in _load
-            self._fail(f"{implementation.function.__name__} of {distribution} failed: {error!r}", error)
+            self.fail(f"{implementation.function.__name__} of {distribution} failed: {error!r}", error)
             return []
         usable = []
         for record in records:
             if record.api_version == API_VERSION:
                 usable.append(record)
             else:
-                self._fail(
+                self.fail(
                     f"{record.name!r} of {distribution} was made for version {record.api_version} of the plugin "
                     f"interface; this is version {API_VERSION}. Install a release of it that fits."
                 )

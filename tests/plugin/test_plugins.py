@@ -175,3 +175,36 @@ def test_the_command_lists_everything(capsys):
     assert {"kind": "rank policy", "name": "uniform"}.items() <= {
         key: value for row in listed["plugins"] if row["name"] == "uniform" for key, value in row.items()
     }.items()
+
+
+HOSTS = {
+    "framework absent": ("import no_such_module_anywhere", None),
+    "a part of it absent": ("import no_such_module_anywhere.part", None),
+    "something else absent": ("import another_missing_module", "another_missing_module"),
+    "broken": ("raise RuntimeError('out of order')", "RuntimeError: out of order"),
+    "misspelt": ("ALGORITHM = {}", "ALGORITHMS"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTS)
+def test_a_host_is_passed_over_only_where_its_framework_is_absent(case, tmp_path, monkeypatch):
+    source, told = HOSTS[case]
+    (tmp_path / "some_host.py").write_text(source)
+    folder = tmp_path / "some_host-1.2.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: some-host\nVersion: 1.2\n")
+    (folder / "entry_points.txt").write_text("[lowrank.hosts]\nno_such_module_anywhere = some_host:ALGORITHMS\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "some_host", raising=False)
+    made = Manager()
+    made.load_entry_points(builtin())
+    monkeypatch.setattr(cli, "manager", lambda: made)
+    if told is None:
+        cli.list_plugins()
+        assert made.failures == []
+    else:
+        with pytest.warns(RuntimeWarning, match=f"host 'no_such_module_anywhere' of some-host.*{told}"):
+            cli.list_plugins()
+        with pytest.warns(RuntimeWarning, match=told):
+            assert cli.main(["plugins"]) == 1
+        assert len(made.failures) == 1
