@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_pr
 from lowrank_plugin.moments import ChannelStatistics, Moments, working
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer, layer_input
+
+logger = logging.getLogger("lowrank_plugin")
 
 
 @dataclass
@@ -157,7 +160,7 @@ def correlated(layer: Layer, module: nn.Module, samples: int, positions: float) 
         return None
     before, after = layer.calls[0]
     geometry = Geometry.of(module, before, after)
-    if geometry is None or geometry.bytes > layer_bytes(layer):
+    if geometry is None or geometry.bytes > product_bytes(layer):
         return None
     width, calls = layer.shape.in_channels * layer.shape.taps, len(layer.calls)
     drawn = min(positions * width, samples * calls * math.prod(after[2:]))
@@ -166,8 +169,27 @@ def correlated(layer: Layer, module: nn.Module, samples: int, positions: float) 
     return geometry if samples * calls * geometry.multiplications < direct else None
 
 
-def layer_bytes(layer: Layer) -> int:
-    """What the products of a layer's patches need."""
+def warn_of_few(layers: Mapping[str, Layer], observed: Mapping[str, Observed]) -> None:
+    """Say which covariances are of fewer patches than they are wide.
+
+    :param layers: the layers by name.
+    :param observed: what was seen of them.
+    """
+    few = [
+        name
+        for name, layer in layers.items()
+        if name in observed and observed[name].patches.count < layer.shape.in_channels * layer.shape.taps
+    ]
+    if few:
+        logger.warning(
+            "Few samples: layers %s got fewer patches than their covariances are wide, which are therefore shrunk "
+            "towards a multiple of the identity. More calibration samples lower the error.",
+            ", ".join(few),
+        )
+
+
+def product_bytes(layer: Layer) -> int:
+    """What the products of a layer's patches need, and their sums."""
     width = layer.shape.in_channels * layer.shape.taps
     return 8 * layer.shape.groups * width * (width + 1)
 

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, RankPolicyRecord, StepEvent
-from lowrank_plugin import distributed, fitting, planning
+from lowrank_plugin import distributed, fitting, memory, planning
 from lowrank_plugin.allocation import Candidates, Chosen
 from lowrank_plugin.batches import Progress, take_batches
-from lowrank_plugin.collection import Observed, collect
+from lowrank_plugin.collection import Observed, collect, warn_of_few
 from lowrank_plugin.errors import CalibrationError, PlanError
 from lowrank_plugin.gradients import collect_gradients
-from lowrank_plugin.moments import ChannelStatistics, Moments
+from lowrank_plugin.moments import ChannelStatistics, Moments, effective_rank
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
 from lowrank_plugin.repair import match_moments
@@ -72,8 +72,10 @@ class Flow:
         if statistics is not None:
             statistics.check(model, self.survey.layers)
         self.observed: dict[str, Observed] = {}
+        self.memory: dict[str, int] = {}
         self.gradients: dict[str, torch.Tensor] = {}
         self._problems: dict[str, Problem] = {}
+        self._effective_ranks: dict[str, float] = {}
         self._fits: dict[tuple[str, str, Rank], fitting.Fitted | str] = {}
 
     def _example(self) -> Any:
@@ -94,14 +96,27 @@ class Flow:
         if self.statistics is not None:
             self.observed = {name: self.statistics.layers[name] for name in names if name in self.statistics.layers}
         elif self.batches:
-            self.observed = self._collect(names, patches=self.norm != "frobenius")
+            self.observed = self._passes(names) if self.norm != "frobenius" else self._collect(names, patches=False)
         else:
             return
         for name in names:
+            if name not in self.survey.layers:
+                continue
             if name not in self.observed:
                 self._refuse(name, "its forward was not called on the calibration data")
             elif self.norm != "frobenius" and not self.observed[name].patches.finite:
                 self._refuse(name, "its inputs contain NaN or infinity")
+        if self.norm != "frobenius":
+            warn_of_few(self.survey.layers, self.observed)
+
+    def _passes(self, names: Sequence[str]) -> dict[str, Observed]:
+        """Look at layers in as many passes as the memory allowed asks for."""
+        layers = {name: self.survey.layers[name] for name in names}
+        passes = memory.divide(self.model, layers, self.batches, self.settings)
+        for name, reason in passes.refusals.items():
+            self._refuse(name, reason)
+        self.memory = {"peak": passes.peak, "passes": len(passes.groups)}
+        return memory.collect_in_passes(functools.partial(self._collect, patches=True), passes.groups)
 
     def _collect(self, names: Sequence[str], patches: bool) -> dict[str, Observed]:
         look = functools.partial(
@@ -196,9 +211,10 @@ class Flow:
             if len(candidates.proposals[name]) == 1
         }
         allocation = candidates.quality(chosen, self._share()) if self.settings.budget else None
-        return distributed.agreed(
-            planning.make_plan(self.survey, self.settings, self.norm, choices, reasons, allocation)
+        made = planning.make_plan(
+            self.survey, self.settings, self.norm, choices, reasons, allocation, self.memory, self._effective_ranks
         )
+        return distributed.agreed(made)
 
     def _share(self) -> float | None:
         """What may remain of the cost; None where the budget is not one of cost."""
@@ -232,10 +248,15 @@ class Flow:
     def _problem(self, name: str) -> Problem:
         layer = self.survey.layers[name]
         if name not in self._problems:
+            if self.memory.get("passes", 1) > 1:
+                self._problems.clear()
             gradient = self.gradients.get(name) if self.norm == "two-sided" else None
             module = self.model.get_submodule(name)
             moments = self._moments(name)
-            self._problems[name] = fitting.make_problem(layer, module, moments, gradient, self.settings)
+            problem = fitting.make_problem(layer, module, moments, gradient, self.settings)
+            if problem.norm.covariance is not None:
+                self._effective_ranks[name] = effective_rank(problem.norm.covariance)
+            self._problems[name] = problem
         return self._problems[name]
 
     def _hand(self, name: str) -> Rank | None:
@@ -323,6 +344,6 @@ class Flow:
     def summarise(self) -> Statistics:
         """Look at all layers and keep what was seen."""
         names = list(self.survey.layers)
-        self.observed = self._collect(names, patches=True)
+        self.observed = self._passes(names)
         self.weigh(names)
         return summarise(self.model, self.survey.layers, self.observed, self.gradients, self.batches, self.settings)

@@ -97,8 +97,9 @@ class Moments:
         """The centred covariance [G, D, D], float64, exactly symmetric."""
         _, total, products = self._state()
         offset = total / self.count
-        upper = torch.triu(products / self.count - outer(offset, offset))
-        return upper + torch.triu(upper, diagonal=1).mT
+        # in place, because this may be as large as everything else together
+        upper = (products / self.count).sub_(outer(offset, offset)).triu_()
+        return upper.add_(torch.triu(upper, diagonal=1).mT)
 
     @property
     def variance(self) -> Tensor:

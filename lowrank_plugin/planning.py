@@ -51,6 +51,8 @@ def make_plan(
     choices: Mapping[str, tuple[Proposal, Proposal]],
     reasons: Mapping[str, str],
     allocation: Mapping[str, float] | None,
+    memory: Mapping[str, int],
+    effective_ranks: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write down the choices.
 
@@ -60,6 +62,9 @@ def make_plan(
     :param choices: for each layer the dense choice and the one taken.
     :param reasons: why layers are kept dense, where the budget is not the reason.
     :param allocation: how good the choices under the budget are; None where there is no budget.
+    :param memory: ``peak``, bytes that collecting statistics was predicted to need beyond running the model, and
+        ``passes``, how many times the data was run over for it; empty where nothing was collected.
+    :param effective_ranks: in how many directions each layer's input patches vary, where that is known.
     :return: a JSON value. ``layers`` holds for each layer its decomposer, rank, predicted relative error, and MACs and
         parameters before and after, for one sample; ``skipped`` says why other layers are left alone. MACs and
         parameters of the whole model, before and as predicted, stand under ``model``. ``allocation`` holds, for the
@@ -68,6 +73,7 @@ def make_plan(
     """
     layers = {name: _entry(dense, chosen, surveyed.samples) for name, (dense, chosen) in choices.items()}
     for name, entry in layers.items():
+        entry["effective_rank"] = effective_ranks.get(name)
         if entry["decomposer"] == DENSE:
             entry["reason"] = reasons.get(name, "the budget is better spent elsewhere")
     saved = {key: sum(entry[key][0] - entry[key][1] for entry in layers.values()) for key in ("macs", "parameters")}
@@ -80,6 +86,7 @@ def make_plan(
             "parameters": [surveyed.parameters, surveyed.parameters - saved["parameters"]],
         },
         "allocation": None if allocation is None else dict(allocation),
+        "memory": dict(memory),
         "layers": layers,
         "skipped": dict(surveyed.refusals),
     }

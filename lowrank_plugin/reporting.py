@@ -127,6 +127,7 @@ def make_record(
                 layer.shape.groups * sum(shape.parameters for shape in stages) for stages in ((dense,), shapes)
             ],
             "predicted_error": entry.get("error"),
+            "effective_rank": entry.get("effective_rank"),
             "error": each.output_error if each else None,
             "status": each.solution.status.value if each else f"Kept dense: {entry.get('reason', 'the plan says so')}.",
             "seconds": each.seconds if each else None,

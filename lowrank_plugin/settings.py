@@ -87,6 +87,11 @@ SCHEMA: dict[str, Any] = {
                     "exclusiveMinimum": 0,
                     "description": "a number above 0, patch positions collected for each unknown of a covariance row",
                 },
+                "memory_gb": {
+                    "type": "number",
+                    "exclusiveMinimum": 0,
+                    "description": "a number above 0, gigabytes that statistics may need while they are collected",
+                },
             },
             "description": 'an object such as {"samples": 512}',
         },
@@ -117,6 +122,7 @@ class Settings:
     :param ignored_scopes: layers that may not.
     :param samples: the most calibration samples used.
     :param positions: patch positions collected per layer, as a multiple of the width of its covariance.
+    :param memory_gb: gigabytes that statistics may need while they are collected; what does not fit takes more passes.
     :param seed: seed of everything drawn.
     :param device: where statistics and solvers run; None for the model's own device.
     :param on_failure: what becomes of a layer that cannot be solved.
@@ -134,6 +140,7 @@ class Settings:
     ignored_scopes: tuple[str, ...] = ()
     samples: int = 512
     positions: float = 12.0
+    memory_gb: float = 8.0
     seed: int = 0
     device: str | None = None
     on_failure: str = "keep_dense"
@@ -169,14 +176,15 @@ class Settings:
     def to_mapping(self) -> dict[str, Any]:
         """The section that gives these settings, as plain JSON with nothing left to defaults."""
         section = {each.name: getattr(self, each.name) for each in fields(self)}
-        slack, samples, positions = (section.pop(key) for key in ("slack", "samples", "positions"))
+        slack = section.pop("slack")
+        calibration = {key: section.pop(key) for key in ("samples", "positions", "memory_gb")}
         section = {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
         return {
             **section,
             "budget": dict(self.budget) if self.budget else None,
             "ranks": {name: list(rank) for name, rank in self.ranks.items()},
             "stability": {"slack": slack} if slack else False,
-            "calibration": {"samples": samples, "positions": positions},
+            "calibration": calibration,
         }
 
 
