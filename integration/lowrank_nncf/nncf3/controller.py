@@ -13,7 +13,7 @@ from typing import Any
 
 import nncf
 import torch
-from nncf.torch.quantization.layers import BaseQuantizer
+from nncf.torch.quantization.layers import BaseQuantizer, QuantizerExportMode
 from torch import Tensor, nn
 
 from lowrank_hooks import CompressionContext
@@ -88,10 +88,12 @@ class CompressionController:
             stripped = nncf.strip(stripped, do_copy=False, example_input=example_of(self._context))
         return stripped
 
-    def export_model(self, save_path: str | Path) -> None:
+    def export_model(self, save_path: str | Path, standard_ops: bool = False) -> None:
         """Write the model to a file for deployment.
 
         :param save_path: ends in ``.xml`` for OpenVINO or in ``.onnx`` for ONNX; an existing file is replaced.
+        :param standard_ops: write quantizers to ``.onnx`` as QuantizeLinear and DequantizeLinear, which ONNX Runtime
+            needs, and not as FakeQuantize, which is OpenVINO's own.
         :raises nncf.ValidationError: for another ending.
         """
         path = Path(save_path)
@@ -103,7 +105,7 @@ class CompressionController:
             # Both formats are traced with torch.jit, which torch has deprecated and which remarks on NNCF's quantizers.
             for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
                 warnings.simplefilter("ignore", category)
-            writers[path.suffix](bake_pruning(self.model).eval(), example_of(self._context), path)
+            writers[path.suffix](_exportable(self.model, standard_ops), example_of(self._context), path)
 
 
 def _check_strip(strip_format: nncf.StripFormat) -> None:
@@ -118,6 +120,14 @@ def _check_strip(strip_format: nncf.StripFormat) -> None:
     except ModuleNotFoundError as error:
         msg = f"NNCF needs the package {error.name!r} to strip a model. Install it: pip install {error.name}."
         raise nncf.InstallationError(msg) from error
+
+
+def _exportable(model: nn.Module, standard_ops: bool) -> nn.Module:
+    model = bake_pruning(model).eval()
+    if standard_ops:
+        for _, quantizer in hooks(model, (BaseQuantizer,)):
+            quantizer.set_export_mode(QuantizerExportMode.ONNX_QUANTIZE_DEQUANTIZE_PAIRS)
+    return model
 
 
 def _write_openvino(model: nn.Module, example: Any, path: Path) -> None:
