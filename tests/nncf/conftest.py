@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-# NNCF reads it on import; tests must not report usage.
+# NNCF reads them on import: tests must not report usage, and compiling its extension may take minutes
 os.environ.setdefault("NNCF_CI", "1")
+os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "900")
 
 import nncf
 import pytest

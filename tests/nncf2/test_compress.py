@@ -160,6 +160,21 @@ def test_example_input_from_the_data(model: nn.Module, loader: DataLoader) -> No
     assert controller.statistics().lowrank.to_dict()["norm"] == "covariance"
 
 
+def test_an_accuracy_drop_is_kept(model: nn.Module, loader: DataLoader, images: Tensor) -> None:
+    wanted = outputs(copy.deepcopy(model), images).argmax(dim=1)
+
+    def agreement(model: nn.Module) -> float:
+        return float((model(images).argmax(dim=1) == wanted).float().mean())
+
+    config = nncf.NNCFConfig.from_dict({"compression": {"algorithm": "lowrank", "budget": {"accuracy_drop": 0.1}}})
+    nncf.torch.register_default_init_args(config, loader, model_eval_fn=agreement)
+    _, compressed = nncf.torch.create_compressed_model(model, config, dump_graphs=False)
+    with torch.no_grad():
+        assert agreement(compressed.eval()) >= 0.9
+    macs = lowrank_plugin.report(compressed).to_dict()["model"]["macs"]
+    assert macs[1] < macs[0]
+
+
 def test_loader_with_arguments_of_both_kinds(images: Tensor) -> None:
     class TwoInputs(nn.Module):
         def __init__(self) -> None:

@@ -63,6 +63,7 @@ BAD_FOR_THE_MODEL = {
     "budget out of reach": ({"algorithm": "lowrank", "budget": {"macs": 0.01}}, {}, "cannot be met"),
     "unknown decomposer": ({**LOWRANK, "decomposers": ["tuker2"]}, {}, "Did you mean 'tucker2'"),
     "scope without a layer": ({**LOWRANK, "ignored_scopes": "convv"}, {}, "'convv'.*Did you mean 'conv'"),
+    "no function": ({"algorithm": "lowrank", "budget": {"accuracy_drop": 0.1}}, {}, "model_eval_fn=function"),
     "norm without data": ({**LOWRANK, "norm": "covariance"}, {"data": False}, "register_default_init_args"),
 }
 

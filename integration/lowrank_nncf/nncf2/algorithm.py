@@ -23,7 +23,7 @@ import lowrank_plugin
 from lowrank_nncf.errors import ConfigurationError, ModelError, as_nncf_errors
 from lowrank_nncf.logs import nncf_logging, progress
 from lowrank_nncf.nncf2.config import NAME, section_of
-from lowrank_nncf.nncf2.data import calibration_data, model_input
+from lowrank_nncf.nncf2.data import calibration_data, evaluation, model_input
 from lowrank_nncf.nncf2.network import unwrapped
 from lowrank_nncf.nncf2.scopes import module_names, operations, within
 from lowrank_nncf.nncf2.statistics import Statistics
@@ -125,7 +125,15 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
                 "No calibration data: the layers are decomposed in the plain norm, which costs much more accuracy. "
                 "Call nncf.torch.register_default_init_args(nncf_config, loader) before create_compressed_model."
             )
-        made = lowrank_plugin.decompose(model, data, example_input=example, inplace=True, progress=progress, **section)
+        made = lowrank_plugin.decompose(
+            model,
+            data,
+            example_input=example,
+            inplace=True,
+            validation_fn=evaluation(self.config, section),
+            progress=progress,
+            **section,
+        )
         if made is not model:
             msg = "The model is itself a layer, which cannot be replaced in place. Put it into a module of your own."
             raise ModelError(msg)

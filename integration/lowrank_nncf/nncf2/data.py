@@ -1,18 +1,21 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Calibration data and an example input, from where users of NNCF 2 already give them."""
+"""Calibration data, an example input and the judge of accuracy, from where users of NNCF 2 already give them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import nncf
+from nncf.config.structures import ModelEvaluationArgs
 from nncf.torch.dynamic_graph.io_handling import EXTRA_STRUCTS_WITH_DATALOADERS
 from nncf.torch.initialization import wrap_dataloader_for_init
 from torch import nn
+
+from lowrank_nncf.errors import ConfigurationError
 
 
 def calibration_data(config: nncf.NNCFConfig, model: nn.Module) -> nncf.Dataset | None:
@@ -27,6 +30,26 @@ def calibration_data(config: nncf.NNCFConfig, model: nn.Module) -> nncf.Dataset 
             loader = wrap_dataloader_for_init(data)
             return nncf.Dataset(loader, lambda item, loader=loader: model_input(model, *loader.get_inputs(item)))
     return None
+
+
+def evaluation(config: nncf.NNCFConfig, section: Mapping[str, Any]) -> Callable[[nn.Module], float] | None:
+    """The function that judges networks for the budget ``"accuracy_drop"``, or None where another budget is set.
+
+    :param config: the config; its ``ModelEvaluationArgs`` hold the function, which takes a model.
+    :param section: the ``"lowrank"`` section.
+    :raises ConfigurationError: where there is none.
+    """
+    if "accuracy_drop" not in (section.get("budget") or {}):
+        return None
+    if not config.has_extra_struct(ModelEvaluationArgs):
+        msg = (
+            'The budget "accuracy_drop" needs a function that takes a model and returns its quality as a number, '
+            "higher is better. Give it as nncf.torch.register_default_init_args(nncf_config, loader, "
+            "model_eval_fn=function)."
+        )
+        raise ConfigurationError(msg)
+    judge: Callable[[nn.Module], float] = config.get_extra_struct(ModelEvaluationArgs).eval_fn
+    return judge
 
 
 def model_input(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
