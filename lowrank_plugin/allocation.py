@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lowrank_hooks import Option, RankPolicyRecord
-from lowrank_plugin.errors import BudgetError
+from lowrank_plugin.errors import BudgetError, PluginError
 from lowrank_plugin.policies import assess, cheapest_within
 from lowrank_plugin.propose import Proposal, options
 
@@ -54,6 +54,7 @@ class Candidates:
 
         :param share: above 0.
         :raises BudgetError: where even the cheapest choices leave more.
+        :raises PluginError: where the policy leaves out a layer or gives it an option that there is not.
         """
         free = self._free()
         try:
@@ -61,6 +62,13 @@ class Candidates:
         except ValueError as error:
             msg = f"A budget of {share:g} cannot be met; the least here is {self.least:.3f}. {error}"
             raise BudgetError(msg) from error
+        wrong = [name for name, of_layer in free.items() if indices.get(name) not in range(len(of_layer))]
+        if wrong:
+            msg = (
+                f"The rank policy {self.policy.name!r} must give layer {wrong[0]!r} the index of one of its "
+                f"{len(free[wrong[0]])} options, not {indices.get(wrong[0])!r}."
+            )
+            raise PluginError(msg)
         return self._chosen({name: of_layer[indices[name]] for name, of_layer in free.items()})
 
     def within_error(self, error: float) -> Chosen:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import lowrank_plugin
-from lowrank_hooks import DecomposerRecord, hookimpl
+from lowrank_hooks import DecomposerRecord, Point, RankPolicyRecord, hookimpl
+from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.repair import absorb
 from lowrank_plugin.solvers.svd import Svd
@@ -45,6 +46,69 @@ def test_a_decomposer_that_refuses_the_norm_stops_nobody(caplog, norm):
     made = lowrank_plugin.plan(model, [torch.randn(64, 16)], budget={"macs": 0.5}, norm=norm, rank_multiple=1)
     assert {layer["decomposer"] for layer in made["layers"].values()} <= {"svd", "dense"}
     assert f"one_norm does not compete: one_norm does not support the norm '{norm}'" in caplog.text
+
+
+class Unsure(Svd):
+    """Predicts NaN at its two lowest ranks."""
+
+    def curve(self, problem):
+        points = super().curve(problem)
+        return [Point(point.rank, float("nan")) for point in points[:2]] + points[2:]
+
+
+def policies_seen(insights):
+    """Policies of a third party: one that looks at kernels, and two that give no usable index."""
+
+    def widest(options, budget):
+        insights.update({name: of_layer[0].insight for name, of_layer in options.items()})
+        return {name: min(range(len(each)), key=lambda i: each[i].cost) for name, each in options.items()}
+
+    yield RankPolicyRecord("widest", widest, inspect=lambda problem: problem.shape.in_channels)
+    yield RankPolicyRecord("forgetful", lambda options, budget: {})
+    yield RankPolicyRecord("beyond", lambda options, budget: dict.fromkeys(options, 10**6))
+
+
+@pytest.fixture
+def insights():
+    found = {}
+
+    class Plugin:
+        @hookimpl
+        def lowrank_decomposers(self):
+            yield DecomposerRecord("unsure", Unsure(), automatic=False)
+
+        @hookimpl
+        def lowrank_rank_policies(self):
+            yield from policies_seen(found)
+
+    made = Plugin()
+    manager().register(made, "third-party")
+    yield found
+    manager().unregister(made)
+
+
+def small_plan(**section):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    return lowrank_plugin.plan(model, [torch.randn(64, 16)], rank_multiple=1, budget={"macs": 0.5}, **section)
+
+
+def test_a_policy_may_look_at_the_kernels(insights):
+    assert small_plan(policy="widest")["allocation"]["gap"] >= 0
+    assert insights == {"0": 16, "2": 16}
+
+
+@pytest.mark.usefixtures("insights")
+@pytest.mark.parametrize(("policy", "told"), [("forgetful", "not None"), ("beyond", "not 1000000")])
+def test_a_policy_that_gives_no_usable_index_is_named(policy, told):
+    with pytest.raises(PluginError, match=f"rank policy '{policy}' must give layer '0' .*{told}"):
+        small_plan(policy=policy)
+
+
+@pytest.mark.usefixtures("insights")
+def test_ranks_without_a_predicted_error_are_not_offered(caplog):
+    plan = small_plan(decomposers=["unsure"], policy="widest")
+    assert "unsure predicts the error nan" in caplog.text
+    assert all(layer["error"] is not None for layer in plan["layers"].values())
 
 
 @pytest.mark.parametrize(
