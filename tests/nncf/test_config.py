@@ -44,6 +44,7 @@ BAD_CONFIGS = [
     BadConfig("algorithm elsewhere", {"algorithm": "movement_sparsity"}, "NNCF 3 no longer has it.*'rb_sparsity'"),
     BadConfig("key elsewhere", {**QUANTIZATION, "quantize_inputs": False}, "'quantize_inputs'.*ignored_scopes"),
     BadConfig("range elsewhere", {**QUANTIZATION, "initializer": {"range": {"type": "threesigma"}}}, "'min_max'"),
+    BadConfig("asymmetric", {**QUANTIZATION, "weights": {"mode": "asymmetric"}}, "'overflow_fix' to 'disable'"),
     BadConfig("bits", {**QUANTIZATION, "weights": {"bits": 4}}, "4 .*bits.*8, the only width"),
     BadConfig("wrong order", [QUANTIZATION, LOWRANK], "order must be lowrank, quantization"),
     BadConfig("pruning too late", [QUANTIZATION, MAGNITUDE], "order must be magnitude_sparsity, quantization"),

@@ -86,6 +86,12 @@ def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
     if context.dataset is None:
         msg = "'quantization' needs calibration data. Pass dataset=nncf.Dataset(loader, transform)."
         raise ConfigurationError(msg)
+    if section.get("weights", {}).get("mode") == "asymmetric" and section.get("overflow_fix") != "disable":
+        msg = (
+            "The 'mode' of 'weights' is 'asymmetric', but NNCF halves the range of weights against overflow, which it "
+            "can for symmetric ones only. Set 'overflow_fix' to 'disable', or leave the mode out."
+        )
+        raise ConfigurationError(msg)
     check_can_be_wrapped(model, "quantization")
     adaptation.check(model, section, context)
 

@@ -1,0 +1,81 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the keys of the quantization section come to, seen on the quantizers themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nncf
+import pytest
+import torch
+from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, SymmetricQuantizer
+from torch import Tensor, nn
+
+import lowrank_nncf
+from lowrank_nncf.nncf3.wrapping import hooks
+
+QUANTIZATION = {"algorithm": "quantization"}
+
+
+def quantizers(
+    model: nn.Module, dataset: nncf.Dataset, section: dict[str, Any], **rest: Any
+) -> dict[str, dict[str, Any]]:
+    """The quantizers of a quantized model: those of weights and those of activations, by name."""
+    config = {"compression": {**QUANTIZATION, **section}, **rest}
+    _, quantized = lowrank_nncf.create_compressed_model(model, config, dataset)
+    found: dict[str, dict[str, Any]] = {"weights": {}, "activations": {}}
+    for name, hook in hooks(quantized, (BaseQuantizer,)):
+        found["weights" if name.startswith("pre_hooks") else "activations"][name] = hook
+    return found
+
+
+@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("operand", ["weights", "activations"])
+def test_mode(operand: str, mode: str, model: nn.Module, dataset: nncf.Dataset) -> None:
+    found = quantizers(model, dataset, {operand: {"mode": mode, "bits": 8}, "overflow_fix": "disable"})[operand]
+    kind = SymmetricQuantizer if mode == "symmetric" else AsymmetricQuantizer
+    assert found
+    assert all(isinstance(quantizer, kind) for quantizer in found.values())
+
+
+def test_per_channel(model: nn.Module, dataset: nncf.Dataset) -> None:
+    assert all(each.per_channel for each in quantizers(model, dataset, {})["weights"].values())
+    tensor = quantizers(model, dataset, {"weights": {"per_channel": False}})["weights"]
+    assert not any(each.per_channel for each in tensor.values())
+
+
+def test_preset(model: nn.Module, dataset: nncf.Dataset) -> None:
+    performance = quantizers(model, dataset, {"preset": "performance"})["activations"]
+    mixed = quantizers(model, dataset, {"preset": "mixed"})["activations"]
+    assert all(isinstance(each, SymmetricQuantizer) for each in performance.values())
+    assert any(isinstance(each, AsymmetricQuantizer) for each in mixed.values())
+
+
+def test_outputs(model: nn.Module, dataset: nncf.Dataset) -> None:
+    plain = quantizers(model, dataset, {})["activations"]
+    with_outputs = quantizers(model, dataset, {"quantize_outputs": True})["activations"]
+    assert len(with_outputs) == len(plain) + 1
+
+
+@pytest.mark.parametrize("fix", ["enable", "disable"])
+def test_overflow_fix(fix: str, model: nn.Module, dataset: nncf.Dataset) -> None:
+    found = quantizers(model, dataset, {"overflow_fix": fix}, target_device="CPU")["weights"]
+    assert any(each.is_half_range for each in found.values()) == (fix == "enable")
+
+
+def test_samples_and_type_of_the_range(model: nn.Module, images: Tensor) -> None:
+    """With one sample the range is that sample's; a mean of ranges lies below the widest one."""
+    items = [image[None] * (index + 1) for index, image in enumerate(images[:4])]
+
+    def limit(**initializer: Any) -> float:
+        found = quantizers(model, nncf.Dataset(items), {"initializer": {"range": initializer}})["activations"]
+        return float(found["post_hooks.x__0.0"].scale.detach())
+
+    one = limit(num_init_samples=1, type="min_max")
+    assert one == pytest.approx(float(items[0].abs().max()), rel=0.02)
+    widest, mean = limit(type="min_max"), limit(type="mean_min_max")
+    assert widest == pytest.approx(max(float(item.abs().max()) for item in items), rel=0.02)
+    assert one < mean < widest
+    assert torch.isfinite(torch.tensor(limit(type="mean_percentile")))
