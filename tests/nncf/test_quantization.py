@@ -59,10 +59,17 @@ def test_outputs(model: nn.Module, dataset: nncf.Dataset) -> None:
     assert len(with_outputs) == len(plain) + 1
 
 
-@pytest.mark.parametrize("fix", ["enable", "disable"])
-def test_overflow_fix(fix: str, model: nn.Module, dataset: nncf.Dataset) -> None:
-    found = quantizers(model, dataset, {"overflow_fix": fix}, target_device="CPU")["weights"]
-    assert any(each.is_half_range for each in found.values()) == (fix == "enable")
+def test_overflow_fix(model: nn.Module, dataset: nncf.Dataset) -> None:
+    """With the fix weights use half of the levels: the range is twice as wide."""
+    scales = [
+        [
+            quantizer.scale.detach()
+            for quantizer in quantizers(model, dataset, {"overflow_fix": fix})["weights"].values()
+        ]
+        for fix in ("enable", "disable")
+    ]
+    for fixed, plain in zip(*scales, strict=True):
+        torch.testing.assert_close(fixed, plain * 127 / 64, rtol=0.02, atol=0)
 
 
 def test_samples_and_type_of_the_range(model: nn.Module, images: Tensor) -> None:
