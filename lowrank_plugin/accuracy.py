@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class Search:
         :raises EvaluationError: where ``validation_fn`` fails; carries the best network found until then.
         :raises BudgetError: where the ranks given by hand alone cost more than is allowed.
         """
-        self._original = self._quality(self._flow.model)
+        self._original = self._agreed_quality(self._flow.model)
         candidates = self._flow.candidates()
         mildest = candidates.by_hand()
         if candidates.hand and not self._accepts(candidates, mildest):
@@ -124,7 +125,8 @@ class Search:
                 high = min(share, candidates.share(chosen))
             else:
                 low = share
-        return self._outcome() or self._unchanged(candidates)
+        found = self._outcome() or self._unchanged(candidates)
+        return Found(self._flow.predicted(found.plan), found.compressed)
 
     def _within(self, candidates: Candidates, share: float) -> Chosen | None:
         try:
@@ -137,7 +139,7 @@ class Search:
         if key in self._tried:
             return self._tried[key]
         compressed = self._flow.compress(self._flow.write(candidates, chosen), inplace=False)
-        value = self._quality(compressed)
+        value = self._agreed_quality(compressed)
         before, after = getattr(compressed, RECORD)["model"]["macs"]
         tried = Evaluation(after / before, value, self._original - value)
         self._evaluations.append(tried)
@@ -152,6 +154,10 @@ class Search:
             plan = self._flow.write(left, {name: chosen[name] for name in left.proposals})
             self._best = Found({**plan, "accuracy": {"chosen": asdict(tried)}}, compressed)
         return self._tried[key]
+
+    def _agreed_quality(self, model: nn.Module) -> float:
+        """The same in all processes, so that their searches take the same way."""
+        return distributed.agreed(distributed.together(partial(self._quality, model)))
 
     def _quality(self, model: nn.Module) -> float:
         return distributed.agreed(distributed.together(lambda: self._measured(model)))

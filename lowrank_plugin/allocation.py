@@ -12,9 +12,14 @@ from typing import Any
 from lowrank_hooks import Option, RankPolicyRecord
 from lowrank_plugin.errors import BudgetError, PluginError
 from lowrank_plugin.policies import assess, cheapest_within
-from lowrank_plugin.propose import Proposal, options
+from lowrank_plugin.propose import Chain, Proposal, options
 
 Chosen = dict[str, Proposal]
+
+
+def chains_of(chosen: Mapping[str, Proposal]) -> dict[str, Chain]:
+    """The sizes of the chains by layer name; layers that stay dense are left out."""
+    return {name: each.chain for name, each in chosen.items() if each.chain}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def apply(
     :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
     """
     settings = planning.settings_of(plan)
-    return Flow(model, batches, example_input, settings, progress, statistics).compress(plan, inplace)
+    flow = Flow(model, batches, example_input, settings, progress, statistics)
+    return flow.finish(plan, inplace)
 
 
 def decompose(
@@ -136,9 +137,9 @@ def decompose(
     judge = judge_of(settings, validation_fn)
     flow = Flow(model, batches, example_input, settings, progress, statistics)
     if judge is None:
-        return flow.compress(flow.plan(), inplace)
+        return flow.finish(flow.plan(), inplace)
     found = Search(flow, judge).run()
-    return flow.compress(found.plan, inplace=True) if inplace else found.compressed
+    return flow.finish(found.plan, inplace, None if inplace else found.compressed)
 
 
 def collect_statistics(

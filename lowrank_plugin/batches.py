@@ -66,6 +66,18 @@ def batch_size(batch: Any) -> int:
     raise CalibrationError(msg)
 
 
+def one_sample(batch: Any) -> Any:
+    """The first sample of a batch, with a batch dimension of 1.
+
+    >>> one_sample({"x": torch.zeros(8, 3)})["x"].shape
+    torch.Size([1, 3])
+
+    :param batch: any nesting of tuples, lists and dicts.
+    """
+    size = batch_size(batch)
+    return pytree.tree_map(lambda leaf: _cut(leaf, size, 1), batch)
+
+
 def call(model: nn.Module, batch: Any) -> Any:
     """Run a model on a batch, as NNCF does: a tuple or list is spread out, a dict becomes keyword arguments.
 

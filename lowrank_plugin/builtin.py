@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lowrank_hooks import CostModelRecord, DecomposerRecord, LayerAdapterRecord, RankPolicyRecord, hookimpl
+from lowrank_hooks import (
+    CostContext,
+    CostModelRecord,
+    DecomposerRecord,
+    LayerAdapterRecord,
+    MeasuredCost,
+    RankPolicyRecord,
+    hookimpl,
+)
 from lowrank_plugin import costs, policies
 from lowrank_plugin.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
 
@@ -57,9 +65,16 @@ def lowrank_layer_adapters() -> Iterator[LayerAdapterRecord]:
 
 @hookimpl
 def lowrank_cost_models() -> Iterator[CostModelRecord]:
-    """MACs and parameters."""
+    """MACs, parameters and measured latency."""
     yield CostModelRecord("macs", costs.macs, "multiply-accumulates for one sample")
     yield CostModelRecord("parameters", costs.parameters, "number of weights")
+    yield CostModelRecord("latency", summary="measured milliseconds in the runtime of the settings", measure=_latency)
+
+
+def _latency(context: CostContext) -> MeasuredCost:
+    from lowrank_plugin import latency
+
+    return latency.measure(context)
 
 
 @hookimpl

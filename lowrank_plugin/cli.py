@@ -46,7 +46,7 @@ def list_plugins() -> list[dict[str, Any]]:
     """Everything that plugins offer, and the algorithms of the hosts that are installed.
 
     >>> [row["name"] for row in list_plugins() if row["kind"] == "cost model"]
-    ['macs', 'parameters']
+    ['macs', 'parameters', 'latency']
 
     :return: a row for each record: kind, name, summary, distribution and version.
     """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lowrank_hooks import Decomposer, Factorization, Norm, Problem, Rank, Solution
+from lowrank_hooks import Decomposer, Factorization, KernelShape, Norm, Problem, Rank, Solution
 from lowrank_plugin.moments import Moments
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer
@@ -107,10 +108,28 @@ def make_problem(
     :param settings: for the device, the seed, the rank multiple and the slack.
     """
     kernel = layer.adapter.kernel(module)
-    narrow = layer.shape.in_channels * layer.shape.taps <= FLOAT64_WIDTH
-    dtype = torch.float64 if narrow or kernel.dtype == torch.float64 else torch.float32
-    kernel = kernel.to(settings.device or kernel.device, dtype)
+    kernel = kernel.to(settings.device or kernel.device, _solver_dtype(kernel))
     return Problem(kernel, make_norm(moments, gradient, kernel), settings.seed, settings.rank_multiple, settings.slack)
+
+
+def _solver_dtype(kernel: Tensor) -> torch.dtype:
+    narrow = math.prod(kernel.shape[2:]) <= FLOAT64_WIDTH
+    return torch.float64 if narrow or kernel.dtype == torch.float64 else torch.float32
+
+
+def stated_bytes(decomposer: Decomposer, kernel: Tensor, rank: Rank, norm: str) -> int | None:
+    """The peak extra memory that a solver says it needs; None where it says nothing.
+
+    :param decomposer: the solver.
+    :param kernel: [G, T, S, *kernel] of the layer.
+    :param rank: the rank.
+    :param norm: the name of the norm.
+    """
+    stated = getattr(decomposer, "peak_bytes", None)
+    if stated is None:
+        return None
+    shape = KernelShape(kernel.shape[0], kernel.shape[1], kernel.shape[2], tuple(kernel.shape[3:]))
+    return int(stated(shape, rank, norm, _solver_dtype(kernel).itemsize))
 
 
 def fit(problem: Problem, decomposer: Decomposer, rank: Rank, bias: Tensor | None, moments: Moments | None) -> Fitted:

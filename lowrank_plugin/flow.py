@@ -18,11 +18,13 @@ from torch import nn
 
 from lowrank_hooks import CostModelRecord, DecomposerRecord, Problem, Rank, RankPolicyRecord, StepEvent
 from lowrank_plugin import distributed, fitting, memory, planning
-from lowrank_plugin.allocation import Candidates, Chosen
-from lowrank_plugin.batches import Progress, take_batches
+from lowrank_plugin.allocation import Candidates, Chosen, chains_of
+from lowrank_plugin.batches import Progress, one_sample, take_batches
+from lowrank_plugin.clock import make_clock
 from lowrank_plugin.collection import Observed, collect, warn_of_few
 from lowrank_plugin.errors import CalibrationError, PlanError
 from lowrank_plugin.gradients import collect_gradients
+from lowrank_plugin.measured_budget import meet
 from lowrank_plugin.moments import ChannelStatistics, Moments, effective_rank
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
@@ -68,9 +70,11 @@ class Flow:
         self.records = competitors(settings)
         self.norm = norm_of(settings, data is not None or statistics is not None)
         self.batches = [] if data is None else take_batches(model, data, settings.samples)
-        self.survey = self._surveyed(self._example() if example is None else example)
+        first = self._example() if example is None else example
+        self.survey = self._surveyed(first)
         if statistics is not None:
             statistics.check(model, self.survey.layers)
+        self.clock = make_clock(model, one_sample(first) if example is None else example, self.survey, settings)
         self.observed: dict[str, Observed] = {}
         self.memory: dict[str, int] = {}
         self.gradients: dict[str, torch.Tensor] = {}
@@ -171,7 +175,16 @@ class Flow:
     def plan(self) -> dict[str, Any]:
         """Choose a decomposer and a rank for every layer."""
         candidates = self.candidates()
-        return self.write(candidates, self._chosen(candidates))
+        unit, limit = unit_of(self.settings)
+        if (clock := self.clock) is None or unit.measure is None or limit is None:
+            return self.predicted(self.write(candidates, self._chosen(candidates)))
+        trial = meet(candidates, limit, lambda chosen: distributed.agreed(clock.network(chains_of(chosen))))
+        costs = {name: [candidates.proposals[name][0].cost, each.cost] for name, each in trial.chosen.items()}
+        return clock.written(self.write(candidates, trial.chosen), costs, trial.whole)
+
+    def predicted(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """A plan with what its chains will cost in the runtime, where one is given."""
+        return plan if self.clock is None else distributed.agreed(self.clock.predicted(plan))
 
     def candidates(self) -> Candidates:
         """Look at the data and list the choices of every layer, with their errors and costs."""
@@ -214,7 +227,7 @@ class Flow:
         made = planning.make_plan(
             self.survey, self.settings, self.norm, choices, reasons, allocation, self.memory, self._effective_ranks
         )
-        return distributed.agreed(made)
+        return distributed.agreed(planning.with_solver_bytes(made, self.survey, self.model))
 
     def _share(self) -> float | None:
         """What may remain of the cost; None where the budget is not one of cost."""
@@ -222,9 +235,11 @@ class Flow:
         return next((share for unit, share in (self.settings.budget or {}).items() if unit in units), None)
 
     def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
+        measured = self.clock.measured if self.clock is not None and unit.measure is not None else None
+
         def propose_for(name: str) -> list[Proposal]:
             layer, module = self.survey.layers[name], self.model.get_submodule(name)
-            pricing, hand = Pricing(layer, module, unit), self._hand(name)
+            pricing, hand = Pricing(layer, module, unit, measured), self._hand(name)
             if hand is not None:
                 return by_hand(layer, hand, pricing, self.records)
             if self.settings.budget is not None:
@@ -264,6 +279,8 @@ class Flow:
 
     def _whole(self, unit: str, proposals: Mapping[str, Sequence[Proposal]]) -> float:
         """What the whole model costs."""
+        if self.clock is not None and self.clock.unit == unit:
+            return distributed.agreed(self.clock.original())
         totals = {"macs": self.survey.macs * self.survey.samples, "parameters": float(self.survey.parameters)}
         return totals.get(unit, sum(of_layer[0].cost for of_layer in proposals.values()))
 
@@ -335,6 +352,11 @@ class Flow:
             logger.warning("Repair is skipped: it runs the network on data, but only statistics were given.")
         setattr(compressed, RECORD, make_record(plan, self.survey, fitted, templates, compressed))
         return compressed
+
+    def finish(self, plan: Mapping[str, Any], inplace: bool, compressed: nn.Module | None = None) -> nn.Module:
+        """Compress, unless that is done, and measure the outcome where a runtime is given."""
+        compressed = self.compress(plan, inplace) if compressed is None else compressed
+        return compressed if self.clock is None else self.clock.timed(compressed, plan)
 
     def _outputs(self, names: Sequence[str]) -> dict[str, list[ChannelStatistics]]:
         """What some layers put out on the batches; given statistics may be of other ones."""

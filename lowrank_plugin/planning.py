@@ -9,8 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from lowrank_hooks import Rank
 from lowrank_plugin.errors import PlanError
+from lowrank_plugin.fitting import stated_bytes
+from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import DENSE, Proposal
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Survey
@@ -100,6 +104,21 @@ def _entry(dense: Proposal, chosen: Proposal, samples: int) -> dict[str, Any]:
         "macs": [dense.macs / samples, chosen.macs / samples],
         "parameters": [int(dense.parameters), int(chosen.parameters)],
     }
+
+
+def with_solver_bytes(plan: dict[str, Any], surveyed: Survey, model: nn.Module) -> dict[str, Any]:
+    """A plan with the peak extra memory of each fit under ``solver_bytes``, where its decomposer states one.
+
+    :param plan: the plan.
+    :param surveyed: the survey of the model.
+    :param model: the network.
+    """
+    layers = dict(plan["layers"])
+    for name, (decomposer, rank) in chosen_ranks(plan, surveyed).items():
+        record, kernel = manager().find("decomposer", decomposer), surveyed.layers[name].adapter.kernel
+        stated = stated_bytes(record.decomposer, kernel(model.get_submodule(name)), rank, plan["norm"])
+        layers[name] = {**layers[name], "solver_bytes": stated}
+    return {**plan, "layers": layers}
 
 
 def chosen_ranks(plan: Mapping[str, Any], surveyed: Survey) -> dict[str, tuple[str, Rank]]:

@@ -88,6 +88,7 @@ class Pricing:
         self, layer: Layer, module: nn.Module, model: CostModelRecord, measured: MeasuredCost | None = None
     ) -> None:
         self._layer, self._module, self._model, self._measured = layer, module, model, measured
+        self._known: dict[Chain, tuple[Chain, tuple[int, ...], int]] = {}
 
     def proposals(self, drafts: Iterable[Draft]) -> list[Proposal]:
         """Price the layer as it is and other choices.
@@ -96,18 +97,35 @@ class Pricing:
         :return: as many proposals and one more; the first keeps the layer as it is.
         """
         drafts = [Draft(DENSE, (), 0.0, ()), *drafts]
-        shape = self._layer.shape
-        dense = (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),)
-        sizes = [draft.chain or dense for draft in drafts]
-        counts = [(chain, self._layer.positions(self._module, chain), shape.groups) for chain in sizes]
         if self._measured is not None:
             costs: Iterable[float] = self._measured.layer(self._layer.name, [draft.chain for draft in drafts])
         else:
-            costs = (self._model.cost(*each) for each in counts)  # type: ignore[misc]
+            costs = (self._model.cost(*self._sizes(draft.chain)) for draft in drafts)  # type: ignore[misc]
         return [
-            Proposal(*draft, cost, macs(*each), parameters(*each))
-            for draft, cost, each in zip(drafts, costs, counts, strict=True)
+            Proposal(*draft, cost, macs(*self._sizes(draft.chain)), parameters(*self._sizes(draft.chain)))
+            for draft, cost in zip(drafts, costs, strict=True)
         ]
+
+    def smaller(self, drafts: Iterable[Draft]) -> list[Draft]:
+        """Those with fewer multiply-accumulates or fewer weights than the layer: no other can be cheaper.
+
+        :param drafts: any choices.
+        """
+        dense = self._sizes(())
+        found = []
+        for draft in drafts:
+            sizes = self._sizes(draft.chain)
+            if macs(*sizes) < macs(*dense) or parameters(*sizes) < parameters(*dense):
+                found.append(draft)
+        return found
+
+    def _sizes(self, chain: Chain) -> tuple[Chain, tuple[int, ...], int]:
+        """The sizes of a chain, the positions of its stages and the groups of the layer, as cost models want them."""
+        if chain not in self._known:
+            shape = self._layer.shape
+            stages = chain or (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),)
+            self._known[chain] = stages, self._layer.positions(self._module, stages), shape.groups
+        return self._known[chain]
 
 
 def fits(record: DecomposerRecord, shape: KernelShape) -> bool:
@@ -143,7 +161,7 @@ def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerReco
             # of two equal chains the first counts, unless the other is truly better: rounding must not decide
             if chain not in drafts or point.error < (1 - _TIE) * drafts[chain].error:
                 drafts[chain] = Draft(record.name, point.rank, point.error, chain)
-    dense, *others = pricing.proposals(drafts.values())
+    dense, *others = pricing.proposals(pricing.smaller(drafts.values()))
     return [dense, *(proposal for proposal in others if proposal.cost < dense.cost)]
 
 

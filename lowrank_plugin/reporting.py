@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Report:
 
     def to_str(self) -> str:
         """A table with a row a layer, the compressed ones first, and the totals."""
-        table = Table(box=box.ASCII2, title="Low-rank decomposition", caption=_quality(self.record.get("allocation")))
+        table = Table(box=box.ASCII2, title="Low-rank decomposition", caption=_caption(self.record))
         for column in ("Layer", "Decomposer", "Rank", "MACs", "Parameters", "Rel. error", "Status"):
             table.add_column(column, justify="left" if column in ("Layer", "Decomposer", "Status") else "right")
         for name, entry in self.record["layers"].items():
@@ -126,6 +126,7 @@ def make_record(
             "parameters": [
                 layer.shape.groups * sum(shape.parameters for shape in stages) for stages in ((dense,), shapes)
             ],
+            "solver_bytes": entry.get("solver_bytes") if each else None,
             "predicted_error": entry.get("error"),
             "effective_rank": entry.get("effective_rank"),
             "error": each.output_error if each else None,
@@ -146,6 +147,25 @@ def make_record(
     }
 
 
+def with_measured(
+    record: Mapping[str, Any], plan: Mapping[str, Any], unit: str, costs: Sequence[float]
+) -> dict[str, Any]:
+    """A record with what the whole network costs by measurement; what the plan predicted stands beside it.
+
+    :param record: the record.
+    :param plan: the plan that was followed.
+    :param unit: the name of the cost.
+    :param costs: of the original and the compressed network, or of the latter only, where the former is gone.
+    """
+    planned = plan["model"].get(unit)
+    before = costs[0] if len(costs) == 2 else planned and planned[0]
+    layers = {
+        name: {**entry, f"predicted_{unit}": plan["layers"][name].get(unit)} for name, entry in record["layers"].items()
+    }
+    model = {**record["model"], unit: [before, costs[-1]], f"predicted_{unit}": planned}
+    return {**record, "measured_on": plan.get("measured_on"), "model": model, "layers": layers}
+
+
 def _sizes(shape: StageShape) -> dict[str, Any]:
     return {
         "out": shape.out_channels,
@@ -161,6 +181,23 @@ def _quality(allocation: Mapping[str, float] | None) -> str | None:
         return None
     loss, bound = allocation["predicted_loss"], allocation["lower_bound"]
     return f"Expected loss as planned: {loss:.4g}; no choice of these options under this budget is below {bound:.4g}."
+
+
+def _measured(record: Mapping[str, Any]) -> str | None:
+    """What the whole network measures, in a sentence."""
+    unit = next((key.removeprefix("predicted_") for key in record["model"] if key.startswith("predicted_")), None)
+    if unit is None:
+        return None
+    before, after = record["model"][unit]
+    planned = record["model"][f"predicted_{unit}"]
+    sentence = f"Measured {unit}: " + (f"{after:.4g}" if before is None else _change([before, after]))
+    sentence += f"; as planned: {_change(planned)}" if planned else ""
+    return f"{sentence} ({', '.join((record.get('measured_on') or {}).values())})."
+
+
+def _caption(record: Mapping[str, Any]) -> str | None:
+    sentences = [_quality(record.get("allocation")), _measured(record)]
+    return "\n".join(sentence for sentence in sentences if sentence) or None
 
 
 def _change(values: list[float]) -> str:

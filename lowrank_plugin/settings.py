@@ -69,6 +69,15 @@ SCHEMA: dict[str, Any] = {
             "description": '{"slack": s} with s above 0, or false',
         },
         "repair": {"enum": ["none", "moments"], "description": '"none" or "moments"'},
+        "runtime": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {
+                "backend": {"enum": ["pytorch", "openvino"], "description": '"pytorch" or "openvino"'},
+                "precision": {"enum": ["fp32", "int8"], "description": '"fp32" or "int8"'},
+            },
+            "description": 'an object such as {"backend": "openvino", "precision": "fp32"}, or null',
+        },
         "target_scopes": {
             "anyOf": [{"type": "null"}, {"type": "string"}, _NAMES],
             "description": "a layer name or {re}pattern, or a list of them",
@@ -118,6 +127,7 @@ class Settings:
     :param rank_multiple: ranks are multiples of this.
     :param slack: the stability slack; None where stability is off.
     :param repair: what follows the replacement.
+    :param runtime: where latency is measured; None measures it in PyTorch, and only where the budget is a latency.
     :param target_scopes: layers that may be compressed; None for all.
     :param ignored_scopes: layers that may not.
     :param samples: the most calibration samples used.
@@ -136,6 +146,7 @@ class Settings:
     rank_multiple: int = 8
     slack: float | None = 0.02
     repair: str = "moments"
+    runtime: Mapping[str, str] | None = None
     target_scopes: tuple[str, ...] | None = None
     ignored_scopes: tuple[str, ...] = ()
     samples: int = 512
@@ -182,6 +193,7 @@ class Settings:
         return {
             **section,
             "budget": dict(self.budget) if self.budget else None,
+            "runtime": None if self.runtime is None else dict(self.runtime),
             "ranks": {name: list(rank) for name, rank in self.ranks.items()},
             "stability": {"slack": slack} if slack else False,
             "calibration": calibration,

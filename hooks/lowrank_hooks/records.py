@@ -59,15 +59,14 @@ class LayerAdapterRecord:
 
 @dataclass(frozen=True)
 class CostContext:
-    """The network whose cost is measured.
+    """The network that costs are measured for.
 
     :param model: the network; it must not be changed.
     :param example: an input for it, any nesting of tuples, lists and dicts of tensors.
     :param runtime: the section's ``"runtime"``: where and in which precision the network will run.
     :param inputs: for each layer that can be compressed, the shape of its input at every call with the example.
     :param chain: called with a layer's name and the sizes of a chain for one group, builds that chain for it with
-        random weights; without sizes, the layer itself.
-    :param network: called with {layer: sizes of its chain}, builds a copy of the network with those chains.
+        random weights; without sizes, a layer like the original.
     """
 
     model: nn.Module
@@ -75,12 +74,11 @@ class CostContext:
     runtime: Mapping[str, str]
     inputs: Mapping[str, Sequence[Sequence[int]]]
     chain: Callable[[str, Sequence[StageShape]], nn.Module]
-    network: Callable[[Mapping[str, Sequence[StageShape]]], nn.Module]
 
 
 @runtime_checkable
 class MeasuredCost(Protocol):
-    """A cost that no formula gives: it is measured on one network."""
+    """A cost that no formula gives: it is measured, for one network."""
 
     def layer(self, name: str, chains: Sequence[Sequence[StageShape]]) -> Sequence[float]:
         """What a layer costs with each of these chains in its place; an empty chain stands for the layer itself.
@@ -89,8 +87,8 @@ class MeasuredCost(Protocol):
         """
         ...
 
-    def networks(self, chains: Sequence[Mapping[str, Sequence[StageShape]]]) -> Sequence[float]:
-        """What the whole network costs with the chains of each {layer: chain} in place, in the unit of ``layer``."""
+    def networks(self, networks: Sequence[nn.Module]) -> Sequence[float]:
+        """What whole networks cost with the example, in the unit of ``layer``, measured side by side."""
         ...
 
     def facts(self) -> Mapping[str, str]:

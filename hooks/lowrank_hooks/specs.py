@@ -94,7 +94,7 @@ def lowrank_layer_adapters() -> Iterable[LayerAdapterRecord]:
 def lowrank_cost_models() -> Iterable[CostModelRecord]:
     """Offer units in which a budget may be given.
 
-    Called whenever a plan is made.
+    Called whenever a plan is made. A unit is counted from sizes, as here, or measured on the network.
 
     >>> from lowrank_hooks import CostModelRecord, StageShape, hookimpl
     >>> class Plugin:
