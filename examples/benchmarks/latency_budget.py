@@ -1,0 +1,148 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A latency budget against a MACs budget of equal latency, on ResNet-18 in OpenVINO.
+
+    python examples/benchmarks/latency_budget.py --budget 0.6 --json latency_budget.json
+
+``--data`` names a folder with a ``reference.py`` that loads the trained network and images, as for ``accuracy.py``. The
+MACs budget that gives the latency of the other network is found by bisection. In the end all networks, with their real
+weights, are measured side by side, apart from what the budget itself measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kernels import DATA, load_module
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common import measure  # noqa: E402
+from common.processor import avoid_missing_tiles  # noqa: E402
+
+import lowrank_plugin  # noqa: E402
+from lowrank_plugin.allocation import chains_of  # noqa: E402
+from lowrank_plugin.batches import no_progress  # noqa: E402
+from lowrank_plugin.flow import Flow  # noqa: E402
+from lowrank_plugin.settings import Settings  # noqa: E402
+
+RUNTIME = {"backend": "openvino", "precision": "fp32"}
+BATCH, STEPS = 32, 6
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with reference.py")
+    parser.add_argument("--model", default="resnet18", help="a key of reference.MODELS")
+    parser.add_argument("--budget", type=float, default=0.6, help="share of the latency that may remain")
+    parser.add_argument("--calibration", type=int, default=512, help="calibration images")
+    parser.add_argument("--validation", type=int, default=650, help="validation images")
+    parser.add_argument("--seconds", type=float, default=30.0, help="time spent on the final measurement")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    avoid_missing_tiles()
+    reference = load_module(options.data / "reference.py")
+    build, images_of = reference.MODELS[options.model]
+    model: nn.Module = build()
+    batches = list(reference.normalize(images_of("calibration")[0][: options.calibration]).split(BATCH))
+    images, labels = (values[: options.validation] for values in images_of("validation"))
+
+    start = time.perf_counter()
+    section = {"budget": {"latency": options.budget}, "runtime": RUNTIME}
+    networks = {"original": model, "latency budget": lowrank_plugin.decompose(model, batches, **section)}
+    seconds = {"original": 0.0, "latency budget": time.perf_counter() - start}
+    told = lowrank_plugin.report(networks["latency budget"]).to_dict()["model"]["latency"]
+    print(f"latency budget {options.budget:g}: {told[1] / told[0]:.3f} remains, {seconds['latency budget']:.0f} s")
+    start = time.perf_counter()
+    networks["MACs budget of equal latency"] = of_equal_latency(model, batches, told[1] / told[0])
+    seconds["MACs budget of equal latency"] = time.perf_counter() - start
+
+    latencies = measured(networks, batches[0][:1], options.seconds)
+    outputs = {name: reference.logits(network, images) for name, network in networks.items()}
+    rows = [
+        {
+            "network": name,
+            "macs": measure.size(network, batches[0][:1]).macs / measure.size(model, batches[0][:1]).macs,
+            "milliseconds": latencies[name],
+            "latency": latencies[name] / latencies["original"],
+            **reference.compare(outputs[name], outputs["original"], labels),
+            "seconds": seconds[name],
+        }
+        for name, network in networks.items()
+    ]
+    title = f"{options.model}, {options.budget:g} of the latency, OpenVINO {metadata.version('openvino')}, batch 1"
+    show(rows, f"{title}, {len(images)} validation images")
+    if options.json:
+        options.json.write_text(json.dumps({"model": options.model, "budget": options.budget, "rows": rows}, indent=2))
+
+
+def of_equal_latency(model: nn.Module, batches: list[Tensor], latency: float) -> nn.Module:
+    """Compress to the MACs with which a network measures a share of the original's latency.
+
+    :param model: the network.
+    :param batches: calibration images.
+    :param latency: the share.
+    """
+    settings = Settings.from_mapping({"budget": {"macs": 0.5}, "runtime": RUNTIME})
+    flow = Flow(model, batches, None, settings, no_progress)
+    candidates = flow.candidates()
+    low, high = candidates.least, 1.0
+    best: tuple[float, dict[str, Any]] | None = None
+    for _ in range(STEPS):
+        share = (low + high) / 2
+        chosen = candidates.within_share(share)
+        before, after = flow.clock.network(chains_of(chosen))  # type: ignore[union-attr]
+        print(f"  {share:.3f} of the MACs: {after / before:.3f} of the latency")
+        if best is None or abs(after / before - latency) < abs(best[0] - latency):
+            best = after / before, chosen
+        low, high = (low, share) if after / before > latency else (share, high)
+    return flow.compress(flow.write(candidates, best[1]), inplace=False)
+
+
+def measured(networks: dict[str, nn.Module], sample: Tensor, seconds: float) -> dict[str, float]:
+    """Milliseconds of one inference, side by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = {}
+        for index, (name, network) in enumerate(networks.items()):
+            path = Path(folder) / f"{index}.xml"
+            measure.save_openvino(network, sample, path)
+            compiled[name] = measure.compile_openvino(path)
+        return measure.latencies(compiled, sample, seconds)
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the figures as a table."""
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("Network")
+    for column in ("MACs", "ms", "Latency", "Top-1 %", "Agreement %", "KL", "Seconds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["network"],
+            f"{row['macs']:.3f}",
+            f"{row['milliseconds']:.2f}",
+            f"{row['latency']:.3f}",
+            f"{row['top1']:.2f}",
+            f"{row['agreement']:.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['seconds']:.0f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
