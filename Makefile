@@ -50,6 +50,7 @@ benchmarks: $(READY)
 	$(BIN)/python examples/benchmarks/solvers.py --json benchmark-output/solvers.json
 	$(BIN)/python examples/benchmarks/accuracy.py --json benchmark-output/accuracy.json
 	$(BIN)/python examples/benchmarks/latency.py --json benchmark-output/latency.json
+	$(BIN)/python examples/benchmarks/calibration.py --json benchmark-output/calibration.json
 	$(BIN)/python examples/benchmarks/import_time.py --json benchmark-output/import_time.json
 	$(BIN)/python examples/benchmarks/restore.py --json benchmark-output/restore.json
 
