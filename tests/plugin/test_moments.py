@@ -77,6 +77,15 @@ def test_drawn_positions_estimate_the_full_covariance(network, images):
     assert float((exact - estimate).norm() / exact.norm()) < 0.35
 
 
+def test_single_images_give_what_batches_give(network, images):
+    layers = surveyed(network, images[0]).layers
+    whole = collect(network, layers, images, positions=1e9)
+    single = collect(network, layers, list(torch.cat(images).split(1)), positions=1e9)
+    for name in layers:
+        assert single[name].inputs.count == whole[name].inputs.count
+        torch.testing.assert_close(single[name].inputs.covariance, whole[name].inputs.covariance, rtol=1e-4, atol=1e-6)
+
+
 def test_collecting_leaves_nothing_behind(untouched, images):
     handle = untouched[0].register_forward_hook(lambda module, args, output: None)
     collect(untouched, surveyed(untouched, images[0]).layers, images)
