@@ -9,14 +9,16 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import torch
 from common.processor import avoid_missing_tiles
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -30,6 +32,20 @@ class Size:
 
     parameters: int
     macs: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well a network does.
+
+    :param top1: per cent of the samples whose class it finds.
+    :param agreement: per cent of them where it says what the original says.
+    :param kl: mean of KL(original || network) of the outputs, in nats.
+    """
+
+    top1: float
+    agreement: float
+    kl: float
 
 
 def size(model: nn.Module, sample: Tensor) -> Size:
@@ -73,15 +89,27 @@ def compile_openvino(path: Path) -> ov.CompiledModel:
     return ov.Core().compile_model(path, "CPU", hints)
 
 
-def accuracy(network: ov.CompiledModel, samples: Iterable[tuple[Tensor, int]]) -> float:
-    """Return the share of samples, in per cent, whose class the network finds.
+def outputs(network: ov.CompiledModel, samples: Iterable[tuple[Tensor, int]]) -> np.ndarray:
+    """Return what a network says to each sample, [N, classes].
 
     :param network: the compiled network.
-    :param samples: inputs without a batch dimension, and classes.
+    :param samples: inputs without a batch dimension, and classes, which are not used.
     """
     request = network.create_infer_request()
-    right = [int(request.infer([image.numpy()[None]])[0].argmax()) == int(label) for image, label in samples]
-    return 100 * float(np.mean(right))
+    return np.stack([np.array(request.infer([image.numpy()[None]])[0][0]) for image, _ in samples])
+
+
+def fidelity(found: np.ndarray, wanted: np.ndarray, labels: Sequence[int]) -> Fidelity:
+    """Compare outputs with those of the original network.
+
+    :param found: outputs before the softmax, [N, classes].
+    :param wanted: those of the original.
+    :param labels: classes, [N].
+    """
+    logs, references = (torch.from_numpy(each).double().log_softmax(1) for each in (found, wanted))
+    kl = functional.kl_div(logs, references, log_target=True, reduction="batchmean")
+    right, same = found.argmax(1) == np.asarray(labels), found.argmax(1) == wanted.argmax(1)
+    return Fidelity(100 * float(right.mean()), 100 * float(same.mean()), float(kl))
 
 
 def latencies(networks: Mapping[str, ov.CompiledModel], sample: Tensor, seconds: float = 12.0) -> dict[str, float]:

@@ -25,6 +25,8 @@ class Row:
     :param bytes: of its OpenVINO files.
     :param latency: median milliseconds for one sample.
     :param accuracy: per cent of the validation samples; None if it was not measured.
+    :param agreement: per cent of them where it agrees with the first version; None if it was not measured.
+    :param kl: KL divergence of its outputs from those of the first version, in nats; None if it was not measured.
     """
 
     name: str
@@ -33,13 +35,15 @@ class Row:
     bytes: int
     latency: float
     accuracy: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
 
 
 def show(rows: Sequence[Row], title: str) -> None:
     """Print a table; speed-ups are relative to the first row."""
     table = Table(title=title, box=box.SIMPLE_HEAVY)
     table.add_column("")
-    for column in ("parameters", "MACs", "file", "top-1", "latency", "speed-up"):
+    for column in ("parameters", "MACs", "file", "top-1", "agreement", "KL", "latency", "speed-up"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -47,13 +51,19 @@ def show(rows: Sequence[Row], title: str) -> None:
             f"{row.parameters / 1e6:.2f} M",
             f"{row.macs / 1e6:.1f} M",
             f"{row.bytes / 1e6:.2f} MB",
-            "-" if row.accuracy is None else f"{row.accuracy:.2f} %",
+            _text(row.accuracy, ".2f", " %"),
+            _text(row.agreement, ".1f", " %"),
+            _text(row.kl, ".3f"),
             f"{row.latency:.2f} ms",
             f"{rows[0].latency / row.latency:.2f} x",
         )
     # Output that is not a terminal has no width of its own; the table must not be folded there.
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
+
+
+def _text(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def write_json(rows: Sequence[Row], path: Path, **facts: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,18 @@ def _rows(
     networks = {name: measure.compile_openvino(path) for name, path in paths.items()}
     log(f"Measuring latency for {seconds:.0f} s")
     latencies = measure.latencies(networks, task.sample, seconds)
-    accuracies: dict[str, float | None] = dict.fromkeys(networks)
+    fidelities: dict[str, measure.Fidelity] = {}
     if task.validation is not None:
         samples: Sequence[tuple[Tensor, int]] = [task.validation[index] for index in range(len(task.validation))]
+        labels = [int(label) for _, label in samples]
         log(f"Measuring accuracy on {len(samples)} images")
-        accuracies = {name: measure.accuracy(network, samples) for name, network in networks.items()}
-    return [
-        Row(name, sizes[name].parameters, sizes[name].macs, files[name], latencies[name], accuracies[name])
-        for name in models
-    ]
+        found = {name: measure.outputs(network, samples) for name, network in networks.items()}
+        fidelities = {name: measure.fidelity(each, found["original"], labels) for name, each in found.items()}
+    rows = []
+    for name in models:
+        row = Row(name, sizes[name].parameters, sizes[name].macs, files[name], latencies[name])
+        if name in fidelities:
+            each = fidelities[name]
+            row = replace(row, accuracy=each.top1, agreement=each.agreement, kl=each.kl)
+        rows.append(row)
+    return rows
