@@ -31,7 +31,8 @@ ValidationFunction = Callable[[nn.Module], float]
 """Called with a model in eval mode, without gradients; returns its quality, higher is better."""
 
 RESOLUTION = 0.02
-"""The search ends when the share of the MACs is known this well: six networks are evaluated, or fewer."""
+"""The search ends when the share of the MACs is known this well: at most six networks are evaluated, and one more where
+ranks are given by hand."""
 
 
 @dataclass(frozen=True)

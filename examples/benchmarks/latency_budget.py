@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     avoid_missing_tiles()
+    if not (options.data / "reference.py").is_file():
+        raise SystemExit(f"There is no reference.py in {str(options.data)!r}: give a folder with trained networks.")
     reference = load_module(options.data / "reference.py")
     build, images_of = reference.MODELS[options.model]
     model: nn.Module = build()
