@@ -31,9 +31,10 @@ APPLIED = "lowrank_nncf_applied"
 
 _SCHEMA: dict[str, Any] = {
     "type": "object",
-    "required": ["format", "config", "algorithms", "lowrank", "nncf", "training"],
+    "required": ["format", "versions", "config", "algorithms", "lowrank", "nncf", "training"],
     "properties": {
         "format": {"const": FORMAT, "description": f"{FORMAT}, the format this version reads; install a newer one"},
+        "versions": {"type": "object"},
         "config": {"type": "object"},
         "algorithms": {
             "type": "array",
@@ -146,7 +147,7 @@ def load_from_state(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         elif records[name].restore is not None:
             restored = records[name].restore(restored, state["algorithms"][names.index(name)]["statistics"])
     if state["nncf"] is not None:
-        restored = _with_hooks(restored, state["nncf"])
+        restored = _with_hooks(restored, state["nncf"], state["versions"].get("nncf", "of an unknown version"))
     sections = state["config"]["compression"]
     found = zip(sections, state["algorithms"], strict=True)
     setattr(restored, APPLIED, [Applied(section, each["statistics"]) for section, each in found])
@@ -202,7 +203,7 @@ def _as_json(value: Any, what: str) -> Any:
         raise StateError(msg) from error
 
 
-def _with_hooks(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+def _with_hooks(model: nn.Module, config: Mapping[str, Any], written_by: str) -> nn.Module:
     """Put NNCF's hooks into a model, with the mode of the model."""
     modules = dict(model.named_modules())
     for command in config["compression_state"]:
@@ -211,7 +212,10 @@ def _with_hooks(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     try:
         restored = nncf.torch.load_from_config(model, dict(config))
     except (nncf.InternalError, KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"The state is damaged: NNCF cannot restore its hooks ({type(error).__name__}: {error})."
+        msg = (
+            f"NNCF {nncf.__version__} cannot restore the hooks that NNCF {written_by} wrote ({type(error).__name__}: "
+            f"{error}). Either the state is damaged, or the version that wrote it has to be installed."
+        )
         raise StateError(msg) from error
     for module in restored.modules():
         if isinstance(module, HookStorage):
