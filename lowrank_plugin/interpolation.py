@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A function that rises along every axis, from noisy values on a grid."""
+"""A function that rises along every axis, from measured values on a grid."""
 
 from __future__ import annotations
 
@@ -30,22 +30,19 @@ class MonotoneGrid:
 
     @classmethod
     def of(cls, axes: Sequence[Sequence[float]], values: Tensor) -> MonotoneGrid:
-        """Smooth noisy values so that they rise along every axis.
+        """The largest values that rise along every axis and exceed none of those given.
 
-        Halfway between the smallest rising values above them and the largest below them; values that rise already are
-        kept.
+        What disturbs a measured time only ever adds to it: one that exceeds the time at a larger coordinate was disturbed.
 
         >>> MonotoneGrid.of([(1, 2, 3)], torch.tensor([1.0, 4.0, 2.0])).values
-        tensor([1., 3., 3.])
+        tensor([1., 2., 2.])
 
         :param axes: the rising coordinates on each axis.
         :param values: [len(axis) for each axis].
         """
-        above, below = values, values
         for axis in range(values.dim()):
-            above = above.cummax(axis).values
-            below = below.flip(axis).cummin(axis).values.flip(axis)
-        return cls(axes, (above + below) / 2)
+            values = values.flip(axis).cummin(axis).values.flip(axis)
+        return cls(axes, values)
 
     def __call__(self, point: Sequence[float]) -> float:
         """The value at a point.
