@@ -32,7 +32,7 @@ class MonotoneGrid:
     def of(cls, axes: Sequence[Sequence[float]], values: Tensor) -> MonotoneGrid:
         """The largest values that rise along every axis and exceed none of those given.
 
-        What disturbs a measured time only ever adds to it: one that exceeds the time at a larger coordinate was disturbed.
+        What disturbs a measured time only ever adds to it: one above the time at a larger coordinate was disturbed.
 
         >>> MonotoneGrid.of([(1, 2, 3)], torch.tensor([1.0, 4.0, 2.0])).values
         tensor([1., 2., 2.])
