@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=64, help="of the layers (default: 64)")
     parser.add_argument("--samples", type=int, default=2000, help="most images to train on (default: 2000)")
     parser.add_argument("--epochs", type=int, default=1, help="of training (default: 1)")
-    parser.add_argument("--rate", type=float, default=0.003, help="learning rate at the start (default: 0.003)")
+    parser.add_argument("--rate", type=float, default=0.01, help="learning rate at the start (default: 0.01)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="where to draw the losses")
     options = parser.parse_args(arguments)
