@@ -177,15 +177,21 @@ class Autocorrelation:
         # channels last, and the batch innermost of the positions: a slice of the first axis then needs no copy
         shift = self.shift.reshape(*maps.shape[1:3], *(1 for _ in spatial))
         maps = (maps - shift).permute(1, *spatial, 0, 2).contiguous()
+        totals = maps.sum(dim=-2).double()
         inner: dict[Piece, list[int]] = {}
         for index, piece in enumerate(self.geometry.pieces):
             inner.setdefault(piece[1:], []).append(index)
         for rest, indices in inner.items():
-            here = there = _sliced(maps, [(low, high) for _, low, high in rest])
+            whole = (0, maps.shape[1])
+            here = there = _sliced(maps, [whole, *((low, high) for _, low, high in rest)]).contiguous()
             if any(step for step, _, _ in rest):
-                there = _sliced(maps, [(low + step, high + step) for step, low, high in rest])
+                there = _sliced(maps, [whole, *((low + step, high + step) for step, low, high in rest)]).contiguous()
             for index in indices:
                 self._add_piece(index, here, there)
+        for index, piece in enumerate(self.geometry.pieces):
+            for end in (0, 1):
+                ranges = [(low + end * step, high + end * step) for step, low, high in piece]
+                self.sums[index, end] += _sliced(totals, ranges).flatten(1, -2).sum(dim=1)
         self.samples += len(inputs)
 
     def _start(self, shift: Tensor) -> None:
@@ -200,8 +206,6 @@ class Autocorrelation:
         first = here[:, low:high].flatten(1, -2)
         second = there[:, low + step : high + step].flatten(1, -2)
         self.products[index] += first.mT @ second
-        self.sums[index, 0] += first.sum(dim=1)
-        self.sums[index, 1] += second.sum(dim=1)
 
     @property
     def count(self) -> int:
@@ -284,10 +288,10 @@ class _Pair:
 
 
 def _sliced(maps: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    """A contiguous part of [G, *size, B, S], cut on all axes of the map but the first."""
-    for axis, (low, high) in enumerate(ranges, start=2):
+    """A part of [G, *size, ...], cut on the axes of the map."""
+    for axis, (low, high) in enumerate(ranges, start=1):
         maps = maps.narrow(axis, low, high - low)
-    return maps.contiguous()
+    return maps
 
 
 def _positions(piece: Piece) -> int:

@@ -19,6 +19,7 @@ from lowrank_hooks import StepEvent
 from lowrank_plugin.adapters import ConvAdapter
 from lowrank_plugin.autocorrelation import Autocorrelation, Geometry
 from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
+from lowrank_plugin.drawing import draw
 from lowrank_plugin.moments import ChannelStatistics, Moments, working
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer, layer_input
@@ -149,10 +150,7 @@ class _Tap:
                 return
             self.finish()
             observed.patches = observed.patches.moments()
-        view = adapter.patches(module, inputs)
-        axes = view.dim() - 2 - len(self.layer.shape.kernel_size)
-        drawn = draw_positions(view, axes, self.wanted * self.share, self.generator)
-        self._take(working(drawn).flatten(2), 1)
+        self._take(working(draw(adapter, module, inputs, output, self.wanted * self.share, self.generator)), 1)
 
     def _take(self, values: Tensor, rows: int) -> None:
         """Add values at once where they are many; sums are large, and small batches must not rewrite them each time."""
@@ -214,20 +212,3 @@ def product_bytes(layer: Layer) -> int:
     """What the products of a layer's patches need, and their sums."""
     width = layer.shape.in_channels * layer.shape.taps
     return 8 * layer.shape.groups * width * (width + 1)
-
-
-def draw_positions(view: Tensor, axes: int, wanted: float, generator: torch.Generator) -> Tensor:
-    """Draw vectors from a view without copying the rest of it.
-
-    :param view: [*positions, ...] with ``axes`` leading position axes.
-    :param axes: how many leading axes count positions.
-    :param wanted: about how many to draw; all where there are fewer.
-    :param generator: a generator on the CPU.
-    :return: [N, ...], a copy.
-    """
-    leading = view.shape[:axes]
-    total = math.prod(leading)
-    if wanted >= total:
-        return view.reshape(total, *view.shape[axes:])
-    chosen = torch.randperm(total, generator=generator)[: math.ceil(wanted)].to(view.device)
-    return view[torch.unravel_index(chosen, leading)]

@@ -12,8 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plugin.geometries import convolutions
 
-from lowrank_plugin.collection import collect, draw_positions
+from lowrank_plugin.adapters import ConvAdapter
+from lowrank_plugin.collection import collect
+from lowrank_plugin.drawing import draw, draw_positions
 from lowrank_plugin.errors import CalibrationError
 from lowrank_plugin.moments import ChannelStatistics, Moments
 from lowrank_plugin.plugins import manager
@@ -99,3 +102,16 @@ def test_drawing_is_without_replacement_and_even():
     assert drawn.shape == (7, 5)
     assert len({int(row[0]) for row in drawn}) == 7
     assert draw_positions(view, 2, 12, torch.Generator()).shape == (12, 5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(convolutions(), st.floats(0.1, 1.2))
+def test_drawn_patches_are_patches_of_every_geometry(drawn, share):
+    conv, size = drawn
+    adapter, inputs = ConvAdapter(), torch.randn(3, conv.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    view, outputs = adapter.patches(conv, inputs), conv(inputs)
+    axes = 1 + len(size)
+    wanted = share * view.shape[:axes].numel()
+    found = draw(adapter, conv, inputs, outputs, wanted, torch.Generator().manual_seed(1))
+    expected = draw_positions(view, axes, wanted, torch.Generator().manual_seed(1))
+    assert torch.equal(found, expected.flatten(2))
