@@ -55,7 +55,7 @@ class Flow(Observing):
             return self.predicted(self.write(candidates, self._chosen(candidates)))
         trial = meet(candidates, limit, lambda chosen: distributed.agreed(clock.network(chains_of(chosen))))
         costs = {name: [candidates.proposals[name][0].cost, each.cost] for name, each in trial.chosen.items()}
-        return clock.written(self.write(candidates, trial.chosen), costs, trial.whole)
+        return clock.written(self.write(candidates, trial.chosen, trial.limit), costs, trial.whole)
 
     def predicted(self, plan: dict[str, Any]) -> dict[str, Any]:
         """A plan with what its chains will cost in the runtime, where one is given."""
@@ -84,11 +84,12 @@ class Flow(Observing):
             return candidates.within_error(limit)
         return candidates.within_share(limit)
 
-    def write(self, candidates: Candidates, chosen: Chosen) -> dict[str, Any]:
+    def write(self, candidates: Candidates, chosen: Chosen, share: float | None = None) -> dict[str, Any]:
         """Write choices down as a plan.
 
         :param candidates: what there was to choose from.
         :param chosen: the choices.
+        :param share: of the predicted cost, that they were allowed; None takes what the budget says.
         """
         choices = {name: (candidates.proposals[name][0], each) for name, each in chosen.items()}
         reasons = {
@@ -98,7 +99,7 @@ class Flow(Observing):
             for name in chosen
             if len(candidates.proposals[name]) == 1
         }
-        allocation = candidates.quality(chosen, self._share()) if self.settings.budget else None
+        allocation = candidates.quality(chosen, share or self._share()) if self.settings.budget else None
         made = planning.make_plan(
             self.survey, self.settings, self.norm, choices, reasons, allocation, self.memory, self._effective_ranks
         )
