@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
 from typing import Any
 
 import nncf
@@ -205,10 +205,12 @@ def test_strip_of_quantizers(model: nn.Module, images: Tensor, dataset: nncf.Dat
     for wrong in (nncf.StripFormat.DQ, nncf.StripFormat.IN_PLACE):
         with pytest.raises(nncf.ValidationError, match=rf"{wrong.name}.*Use StripFormat.NATIVE"):
             controller.strip(strip_format=wrong)
-    if importlib.util.find_spec("torchao") is None:
-        with pytest.raises(nncf.InstallationError, match=r"'torchao'.*pip install torchao"):
-            controller.strip(do_copy=False)
-    assert torch.equal(outputs(compressed, images), before)
+    try:
+        controller.strip(do_copy=False)
+    except nncf.InstallationError as error:
+        # NNCF 3.0 does it by itself, later versions with the help of torchao
+        assert re.search(r"'torchao'.*pip install torchao", str(error))
+    assert torch.allclose(outputs(compressed, images), before, atol=1e-5)
 
 
 def test_exported_model_has_zeros(model: nn.Module, images: Tensor, dataset: nncf.Dataset, tmp_path: Any) -> None:

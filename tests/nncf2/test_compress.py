@@ -175,7 +175,36 @@ def test_an_accuracy_drop_is_kept(model: nn.Module, loader: DataLoader, images: 
     assert macs[1] < macs[0]
 
 
-def test_loader_with_arguments_of_both_kinds(images: Tensor) -> None:
+def test_model_with_a_forward_of_its_own_for_tracing() -> None:
+    class TakesDictionary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 32)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.layer(batch["x"])
+
+    class Loader(nncf.torch.initialization.PTInitializingDataLoader):
+        def get_inputs(self, item: Any) -> Any:
+            return (item,), {}
+
+    def wrap_inputs(args: Any, kwargs: Any) -> Any:
+        return ({"x": nncf.torch.nncf_model_input(args[0]["x"])},), kwargs
+
+    def dummy_forward(model: nn.Module) -> Any:
+        return model({"x": nncf.torch.nncf_model_input(torch.zeros(1, 32))})
+
+    section = {"algorithm": "lowrank", "ranks": {"layer": 8}}
+    config = nncf.NNCFConfig.from_dict({"input_info": {"sample_size": [1, 32]}, "compression": [section, SPARSITY]})
+    nncf.torch.register_default_init_args(config, Loader([{"x": torch.randn(16, 32)} for _ in range(4)]))
+    controller, compressed = nncf.torch.create_compressed_model(
+        TakesDictionary(), config, dummy_forward_fn=dummy_forward, wrap_inputs_fn=wrap_inputs, dump_graphs=False
+    )
+    assert controller.statistics().lowrank.to_dict()["norm"] == "covariance"
+    assert compressed({"x": torch.randn(2, 32)}).shape == (2, 32)
+
+
+def test_loader_with_arguments_of_both_kinds() -> None:
     class TwoInputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()

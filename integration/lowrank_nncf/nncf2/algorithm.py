@@ -93,14 +93,21 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
             then and as it was before.
         """
         section = self._with_scopes(model)
-        args, kwargs = model.nncf.input_infos.get_forward_inputs(get_model_device(model))
+        example = self._example(model)
         with unwrapped(model, self.ignored_scopes) as plain, as_nncf_errors(), nncf_logging():
             if self._state is None:
-                self._decompose(plain, section, model_input(plain, args, kwargs))
+                self._decompose(plain, section, example)
             else:
                 lowrank_plugin.restore(plain, self._state, inplace=True)
             self._state = lowrank_plugin.get_state(plain)
         return PTTransformationLayout()
+
+    @staticmethod
+    def _example(model: NNCFNetwork) -> Any:
+        if model.nncf._user_dummy_forward_fn is not None:
+            # 'input_info' then describes tensors that the function puts into whatever the model takes
+            return None
+        return model_input(model, *model.nncf.input_infos.get_forward_inputs(get_model_device(model)))
 
     def _with_scopes(self, model: NNCFNetwork) -> dict[str, Any]:
         section, layers = dict(self._section), operations(model)
