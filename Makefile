@@ -7,12 +7,13 @@ VENV2 ?= .venv-nncf2
 READY2 := $(VENV2)/.ready
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-nncf2 lint benchmarks clean
+.PHONY: help setup demo test test-nncf2 test-matrix lint benchmarks clean
 
 help:
 	@echo "make demo        compress a small network with NNCF, compare it in OpenVINO (about 5 minutes after set-up)"
 	@echo "make test        lint, type-check and test everything (about 10 minutes after set-up)"
 	@echo "make test-nncf2  test with NNCF 2, in an environment of its own (a part of make test)"
+	@echo "make test-matrix test with the oldest and newest NNCF 2 and 3, and write the README's support matrix (about 20 GB)"
 	@echo "make benchmarks  all benchmarks, tables on the screen and JSON in benchmark-output/"
 	@echo "make clean       remove the environment and everything made here"
 
@@ -40,6 +41,9 @@ $(READY2): pyproject.toml constraints-nncf2.txt
 test-nncf2: $(READY2)
 	$(VENV2)/bin/python -m pytest tests/nncf2 tests/hooks tests/plugin integration --ignore tests/hooks/test_guide.py $(ARGS)
 
+test-matrix:
+	$(PYTHON) tests/support_matrix.py $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +59,4 @@ benchmarks: $(READY)
 	$(BIN)/python examples/benchmarks/restore.py --json benchmark-output/restore.json
 
 clean:
-	rm -rf $(VENV) $(VENV2) demo-output benchmark-output
+	rm -rf $(VENV) $(VENV2) .venv-matrix demo-output benchmark-output
