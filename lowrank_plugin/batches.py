@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def take_batches(model: nn.Module, data: Any, samples: int) -> list[Any]:
         batch = item if inference is not None else _inputs(model, item)
         size = batch_size(batch)
         if size > samples - count:
-            batch = pytree.tree_map(lambda leaf, size=size, left=samples - count: _cut(leaf, size, left), batch)
+            batch = _slice(batch, 0, samples - count)
             size = samples - count
         batches.append(batch)
         count += size
@@ -52,6 +52,50 @@ def take_batches(model: nn.Module, data: Any, samples: int) -> list[Any]:
         msg = "The calibration data is empty: it must yield at least one batch of model inputs."
         raise CalibrationError(msg)
     return batches
+
+
+def enough(batches: Sequence[Any], samples: int) -> list[Any]:
+    """The first batches that hold so many samples together, or all where there are fewer."""
+    chosen: list[Any] = []
+    for batch in batches:
+        if sum(batch_size(each) for each in chosen) >= samples:
+            break
+        chosen.append(batch)
+    return chosen
+
+
+def split(batches: Sequence[Any], share: float, most: int) -> tuple[list[Any], list[Any]]:
+    """Cut batches into smaller ones, and put some of these aside.
+
+    >>> [[len(each) for each in part] for part in split([torch.zeros(20, 3), torch.zeros(20, 3)], share=1 / 4, most=10)]
+    [[10, 10, 10], [10]]
+
+    :param batches: model inputs.
+    :param share: of the samples that is put aside, at least one of them.
+    :param most: samples in each of the smaller batches.
+    :return: the batches that are left, and those put aside.
+    :raises CalibrationError: where there are fewer than two samples.
+    """
+    total = sum(batch_size(batch) for batch in batches)
+    if total < 2:
+        msg = f"Got {total} calibration sample, but at least 2 are needed: some are learned from and some held out."
+        raise CalibrationError(msg)
+    most = min(most, max(1, int(share * total)))
+    pieces = [_slice(batch, start, start + most) for batch in batches for start in range(0, batch_size(batch), most)]
+    # spread evenly, because data is often sorted
+    aside = set(range(0, len(pieces), max(2, round(1 / share))))
+    return (
+        [piece for index, piece in enumerate(pieces) if index not in aside],
+        [piece for index, piece in enumerate(pieces) if index in aside],
+    )
+
+
+def _slice(batch: Any, start: int, stop: int) -> Any:
+    size = batch_size(batch)
+    return pytree.tree_map(
+        lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf,
+        batch,
+    )
 
 
 def batch_size(batch: Any) -> int:
@@ -125,7 +169,3 @@ def _inputs(model: nn.Module, item: Any) -> Any:
         except TypeError:
             return item[0]
     return item
-
-
-def _cut(leaf: Any, size: int, left: int) -> Any:
-    return leaf[:left] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf

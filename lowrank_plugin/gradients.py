@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from lowrank_hooks import StepEvent
 from lowrank_plugin import distributed
-from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
+from lowrank_plugin.batches import Progress, batch_size, call, enough, evaluating, no_progress
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer
@@ -130,17 +130,3 @@ def _one(output: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(output.shape, generator=generator).to(output.device)
     spread = output.detach().std(correction=0).clamp_min(torch.finfo(output.dtype).tiny)
     return (noise * output).sum() / spread / max(1, output[0].numel() if output.dim() else 1) ** 0.5
-
-
-def enough(batches: Sequence[Any], samples: int) -> list[Any]:
-    """The first batches that together have enough samples, all where there are fewer.
-
-    :param batches: model inputs.
-    :param samples: how many are wanted.
-    """
-    chosen: list[Any] = []
-    for batch in batches:
-        if sum(batch_size(each) for each in chosen) >= samples:
-            break
-        chosen.append(batch)
-    return chosen

@@ -1,0 +1,212 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Damped Gauss-Newton for a few weights of a network: conjugate gradients on the linearised network, no step sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+from torch.nn import functional as F
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch of inputs and what should come out.
+
+    :param inputs: whatever the function takes.
+    :param target: of the shape of the function's output.
+    """
+
+    inputs: Any
+    target: Tensor
+
+
+class Loss(Protocol):
+    """A loss, summed over a batch, that is convex in the output."""
+
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar."""
+
+    def slope(self, output: Tensor, target: Tensor) -> Tensor:
+        """Its gradient in the output, of the shape of the output."""
+
+    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
+        """Its second derivative in the output, times a tangent of the shape of the output."""
+
+    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """A random tensor of the shape of the output whose second moments are the second derivative."""
+
+
+class SquaredError:
+    """Half of the squared distance to the target.
+
+    >>> SquaredError().value(torch.tensor([3.0]), torch.tensor([1.0]))
+    tensor(2.)
+    """
+
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        """Half of the squared distance, a scalar."""
+        return (output - target).square().sum() / 2
+
+    def slope(self, output: Tensor, target: Tensor) -> Tensor:
+        """The difference."""
+        return output - target
+
+    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
+        """The tangent itself."""
+        return tangent
+
+    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Independent standard normal numbers."""
+        return torch.randn(output.shape, generator=generator).to(output)
+
+
+class Divergence:
+    """Kullback-Leibler divergence of the output's softmax from that of the target; both are logits [B, classes].
+
+    >>> logits = torch.tensor([[1.0, 2.0]])
+    >>> float(Divergence().value(logits, logits))
+    0.0
+    """
+
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        """KL(target || output) in nats, a scalar."""
+        return F.kl_div(output.log_softmax(dim=1), target.log_softmax(dim=1), log_target=True, reduction="sum")
+
+    def slope(self, output: Tensor, target: Tensor) -> Tensor:
+        """The difference of the probabilities."""
+        return output.softmax(dim=1) - target.softmax(dim=1)
+
+    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
+        """(diag(p) - p p') times the tangent."""
+        weighted = output.softmax(dim=1) * tangent
+        return weighted - output.softmax(dim=1) * weighted.sum(dim=1, keepdim=True)
+
+    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """The slope for a label drawn from the output's own softmax."""
+        probabilities = output.softmax(dim=1)
+        drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(output.device)
+        return probabilities - F.one_hot(drawn, output.shape[1])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a minimisation came to.
+
+    :param weights: the best weights on the held-out samples.
+    :param before: loss on the held-out samples with the weights at the start.
+    :param after: with the best ones.
+    :param steps: conjugate-gradient steps up to the best ones.
+    """
+
+    weights: Weights
+    before: float
+    after: float
+    steps: int
+
+
+@torch.no_grad()
+def minimise(
+    function: Callable[[Weights, Any], Tensor],
+    weights: Mapping[str, Tensor],
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    loss: Loss,
+    precondition: Callable[[Weights], Weights],
+    damping: Mapping[str, float],
+    steps: int,
+) -> Outcome:
+    r"""Lower a loss by solving :math:`(J^T H J + D)\,d = -J^T g` with preconditioned conjugate gradients.
+
+    J is the derivative of the function in its weights, g and H slope and curvature of the loss. The iterates of
+    conjugate gradients go from the start towards the minimum of the quadratic model, the well-determined directions
+    first; each is tried on the samples held out, and the best one is taken. That stops the fit to few samples where
+    it begins to harm, and no iterate that is worse than the start is ever returned.
+
+    J. Martens, "Deep learning via Hessian-free optimization", ICML 2010, section 4.
+
+    >>> samples = [Sample(torch.eye(2), torch.tensor([1.0, 4.0]))]
+    >>> outcome = minimise(lambda weights, inputs: inputs @ weights["w"], {"w": torch.zeros(2)}, samples, samples,
+    ...     SquaredError(), precondition=lambda g: g, damping={"w": 0.0}, steps=2)
+    >>> outcome.weights["w"], outcome.after
+    (tensor([1., 4.]), 0.0)
+
+    :param function: from weights and the inputs of a sample to an output; differentiable forwards and backwards.
+    :param weights: where to start, float32 or float64; they are not changed.
+    :param samples: to learn from.
+    :param held_out: to judge by.
+    :param loss: the loss.
+    :param precondition: an approximation of the inverse of the matrix, symmetric and positive definite.
+    :param damping: the entries of D, one for each weight tensor.
+    :param steps: the most steps taken.
+    """
+    start = dict(weights)
+    before = _total(function, start, held_out, loss)
+    best = Outcome(start, before, before, 0)
+    residual = {name: -each for name, each in _gradient(function, start, samples, loss).items()}
+    direction = {name: torch.zeros_like(each) for name, each in start.items()}
+    search: Weights = {}
+    product = 1.0
+    for step in range(1, steps + 1):
+        scaled = precondition(residual)
+        previous, product = product, _dot(residual, scaled)
+        if not product > 0:
+            break
+        # in the order of the weights, because forward differentiation compares the two structures
+        search = {
+            name: scaled[name] + (product / previous) * search[name] if search else scaled[name] for name in start
+        }
+        image = _curvature(function, start, search, samples, loss)
+        image = {name: each + damping[name] * search[name] for name, each in image.items()}
+        length = product / _dot(search, image)
+        direction = {name: each + length * search[name] for name, each in direction.items()}
+        residual = {name: each - length * image[name] for name, each in residual.items()}
+        moved = {name: each + direction[name] for name, each in start.items()}
+        after = _total(function, moved, held_out, loss)
+        if not after < best.after:
+            break
+        best = Outcome(moved, before, after, step)
+    return best
+
+
+def _total(function: Callable[..., Tensor], weights: Weights, samples: Sequence[Sample], loss: Loss) -> float:
+    values = [float(loss.value(function(weights, each.inputs), each.target)) for each in samples]
+    return sum(values) if all(map(math.isfinite, values)) else math.inf
+
+
+def _gradient(function: Callable[..., Tensor], weights: Weights, samples: Sequence[Sample], loss: Loss) -> Weights:
+    total = {name: torch.zeros_like(each) for name, each in weights.items()}
+    for sample in samples:
+        output, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)
+        _add(total, pull(loss.slope(output, sample.target))[0])
+    return total
+
+
+def _curvature(
+    function: Callable[..., Tensor], weights: Weights, tangent: Weights, samples: Sequence[Sample], loss: Loss
+) -> Weights:
+    total = {name: torch.zeros_like(each) for name, each in weights.items()}
+    for sample in samples:
+        # the output's change first, then what that change pulls back: two passes, no second derivatives of the network
+        output, change = jvp(lambda moved, inputs=sample.inputs: function(moved, inputs), (weights,), (tangent,))
+        _, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)
+        _add(total, pull(loss.curvature(output, change))[0])
+    return total
+
+
+def _add(total: Weights, more: Mapping[str, Tensor]) -> None:
+    for name, each in total.items():
+        each += more[name]
+
+
+def _dot(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    return sum(float((each.double() * second[name].double()).sum()) for name, each in first.items())
