@@ -118,8 +118,7 @@ def one_sample(batch: Any) -> Any:
 
     :param batch: any nesting of tuples, lists and dicts.
     """
-    size = batch_size(batch)
-    return pytree.tree_map(lambda leaf: _cut(leaf, size, 1), batch)
+    return _slice(batch, 0, 1)
 
 
 def call(model: nn.Module, batch: Any) -> Any:

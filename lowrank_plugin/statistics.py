@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lowrank_plugin import statistics_file
-from lowrank_plugin.batches import batch_size
+from lowrank_plugin.batches import batch_size, enough
 from lowrank_plugin.collection import Observed
 from lowrank_plugin.errors import StatisticsError
-from lowrank_plugin.gradients import SAMPLES, enough
+from lowrank_plugin.gradients import SAMPLES
 from lowrank_plugin.plugins import OWN_DISTRIBUTION
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer
