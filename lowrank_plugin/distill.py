@@ -188,12 +188,8 @@ def fit_module(
 
 def _layers(module: nn.Module, block: Block, model: nn.Module) -> dict[str, tuple[nn.Module, LayerAdapter]]:
     """The stages of a block's chains by their names in it; only plain layers, whose patches can be seen."""
-    adapters = {
-        nn.Conv1d: ConvAdapter(),
-        nn.Conv2d: ConvAdapter(),
-        nn.Conv3d: ConvAdapter(),
-        nn.Linear: LinearAdapter(),
-    }
+    conv = ConvAdapter()
+    adapters: dict[type, LayerAdapter] = {nn.Conv1d: conv, nn.Conv2d: conv, nn.Conv3d: conv, nn.Linear: LinearAdapter()}
     found = {}
     for chain in block.chains:
         inside = chain[len(block.name) :].lstrip(".")
@@ -243,7 +239,8 @@ def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Seq
 
 def _wanted(layers: Mapping[str, tuple[nn.Module, LayerAdapter]], seen: Sequence[Sample]) -> int:
     """How many samples a block is fitted to."""
-    inputs = max(layer.weight[0].numel() for layer, _ in layers.values())  # type: ignore[index, union-attr]
+    kernels = [adapter.kernel(layer) for layer, adapter in layers.values()]
+    inputs = max(kernel[0, 0].numel() for kernel in kernels)
     target = seen[0].target
-    positions = target.numel() / target.shape[0] / max(layer.weight.shape[0] for layer, _ in layers.values())
+    positions = target[0].numel() / max(kernel.shape[0] * kernel.shape[1] for kernel in kernels)
     return max(LEAST, math.ceil(POSITIONS * inputs / max(1.0, positions)))

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from lowrank_hooks import CostModelRecord, DecomposerRecord, Rank, RankPolicyRecord, StepEvent
+from lowrank_hooks import CostModelRecord, DecomposerRecord, Rank, RankPolicyRecord
 from lowrank_plugin import distributed, fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen, chains_of
 from lowrank_plugin.clock import make_clock
@@ -29,8 +29,6 @@ from lowrank_plugin.resolving import competitors, unit_of
 from lowrank_plugin.scopes import matches
 
 logger = logging.getLogger("lowrank_plugin")
-
-T = TypeVar("T")
 
 
 class Flow(Observing):
@@ -64,10 +62,10 @@ class Flow(Observing):
     def candidates(self) -> Candidates:
         """Look at the data and list the choices of every layer, with their errors and costs."""
         self.collect(list(self.survey.layers))
-        # in the Frobenius norm an error says nothing about the output, so no weight can be derived from its gradients
-        if self.norm == "two-sided" or (self.norm == "covariance" and self.settings.budget):
-            self.weigh(list(self.survey.layers))
-        weights = self._weights()
+        names = list(self.survey.layers)
+        if self.norm == "two-sided":
+            self.differentiate(names)
+        weights = self.weigh(names) if self.settings.budget else {}
         unit, _ = unit_of(self.settings)
         proposals = self._proposals(unit)
         hand = frozenset(name for name in proposals if self._hand(name) is not None)
@@ -123,18 +121,6 @@ class Flow(Observing):
             return pricing.proposals(())
 
         return self._each("propose", "Computing error curves", list(self.survey.layers), propose_for)
-
-    def _each(self, step: str, description: str, names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
-        """Do some work on each layer."""
-
-        def run(mine: list[str]) -> dict[str, T]:
-            found = {}
-            for done, name in enumerate(self.progress(mine, description=description, total=len(mine)), start=1):
-                found[name] = work(name)
-                manager().hook.lowrank_step(event=StepEvent(step, done, len(mine), name))
-            return found
-
-        return distributed.divided(run, names)
 
     def _hand(self, name: str) -> Rank | None:
         return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)
@@ -195,7 +181,7 @@ class Flow(Observing):
         if not self.observed:
             self.collect(list(ranks))
             if self.norm == "two-sided":
-                self.weigh([name for name in ranks if name in self.survey.layers])
+                self.differentiate([name for name in ranks if name in self.survey.layers])
             ranks = {name: rank for name, rank in ranks.items() if name in self.survey.layers}
         fitted = self.fit(ranks)
         templates = {name: self.model.get_submodule(name) for name in self.survey.layers}

@@ -186,7 +186,7 @@ def _total(function: Callable[..., Tensor], weights: Weights, samples: Sequence[
 def _gradient(function: Callable[..., Tensor], weights: Weights, samples: Sequence[Sample], loss: Loss) -> Weights:
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
     for sample in samples:
-        output, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)
+        output, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)  # type: ignore[misc]
         _add(total, pull(loss.slope(output, sample.target))[0])
     return total
 
@@ -197,8 +197,8 @@ def _curvature(
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
     for sample in samples:
         # the output's change first, then what that change pulls back: two passes, no second derivatives of the network
-        output, change = jvp(lambda moved, inputs=sample.inputs: function(moved, inputs), (weights,), (tangent,))
-        _, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)
+        output, change = jvp(lambda moved, inputs=sample.inputs: function(moved, inputs), (weights,), (tangent,))  # type: ignore[misc]
+        _, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)  # type: ignore[misc]
         _add(total, pull(loss.curvature(output, change))[0])
     return total
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,12 @@ from lowrank_plugin.survey import Layer
 
 logger = logging.getLogger("lowrank_plugin")
 
-SAMPLES = 64
-"""Samples that gradients are taken from; a layer's weight in the allocation settles within tens of samples."""
+SAMPLES = 128
+"""Samples that gradients are taken from."""
+
+Watch = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Callable[[Tensor], None]]
+"""Called when a layer has run, with the module, the arguments of its forward and its output; what it returns is called
+with the gradient of the model's log-likelihood with respect to that output."""
 
 
 def collect_gradients(
@@ -39,10 +43,8 @@ def collect_gradients(
 ) -> dict[str, Tensor]:
     r"""The Fisher information of each layer's output: E[g g'], g the gradient of the model's own log-likelihood.
 
-    Labels are drawn from the model's own softmax, so that the expectation is the curvature of the KL divergence
-    between the model and a perturbed one: a small error of covariance E in the layer's output costs about
-    ``tr(Gamma E) / 2`` nats, if errors at different positions are independent. An output that is no matrix of logits
-    is taken as Gaussian with the variance it has over the batch.
+    A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2`` nats, if errors at different
+    positions are independent; see :func:`pull_back` for the labels.
 
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param layers: the layers by name.
@@ -53,18 +55,68 @@ def collect_gradients(
     :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
         empty where the model's output cannot be differentiated.
     """
-    generator = torch.Generator()
     sums: dict[str, Tensor] = {}
-    handles = [model.get_submodule(name).register_forward_hook(_tap(layer, sums)) for name, layer in layers.items()]
+
+    def watching(layer: Layer) -> Watch:
+        def watch(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Callable[[Tensor], None]:
+            def receive(gradient: Tensor) -> None:
+                vectors = layer.adapter.outputs(module, gradient)
+                vectors = vectors.reshape(-1, *vectors.shape[-2:]).movedim(1, 0).float()
+                gram = (vectors.mT @ vectors).double()
+                sums[layer.name] = sums[layer.name] + gram if layer.name in sums else gram
+
+            return receive
+
+        return watch
+
     chosen = enough(batches, samples)
+    watches = {name: watching(layer) for name, layer in layers.items()}
+    if not pull_back(model, watches, chosen, seed=seed, description="Collecting gradients", progress=progress):
+        return {}
+    total = sum(batch_size(batch) for batch in chosen)
+    device = next(model.parameters()).device
+    return {name: each / total for name, each in distributed.summed(sums, device).items()}
+
+
+def pull_back(
+    model: nn.Module,
+    watches: Mapping[str, Watch],
+    batches: Sequence[Any],
+    *,
+    seed: int,
+    description: str,
+    progress: Progress,
+    after: Callable[[Any], None] = lambda batch: None,
+) -> bool:
+    """Run the model forwards and its log-likelihood backwards, and show layers their gradients.
+
+    Labels are drawn from the model's own softmax, so that second moments of gradients are the curvature of the KL
+    divergence between the model and a perturbed one. An output that is no matrix of logits is taken as Gaussian with
+    the variance it has over the batch.
+
+    :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
+    :param watches: who looks, by the names of the layers.
+    :param batches: model inputs; under ``torch.distributed`` this process takes its share of them.
+    :param seed: seed of the drawn labels.
+    :param description: for the bar.
+    :param progress: shows it.
+    :param after: called with each batch when its gradients have been shown.
+    :return: False, after a warning, where the model's output cannot be differentiated.
+    """
+    generator = torch.Generator()
+    handles = [
+        model.get_submodule(name).register_forward_hook(_tap(watch), with_kwargs=True)
+        for name, watch in watches.items()
+    ]
 
     def run() -> None:
-        mine = distributed.share(chosen)
-        shown = progress(mine, description="Weighing layers", total=len(mine))
+        mine = distributed.share(batches)
+        shown = progress(mine, description=description, total=len(mine))
         for done, (place, batch) in enumerate(shown, start=1):
             # a draw of its own for each batch, whichever process it falls to
             generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
             _log_likelihood(call(_Frozen(model), batch), generator).backward()
+            after(batch)
             manager().hook.lowrank_step(event=StepEvent("weigh", done, len(mine)))
 
     try:
@@ -72,13 +124,11 @@ def collect_gradients(
             distributed.together(run)
     except (RuntimeError, LowRankError) as error:
         logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
-        return {}
+        return False
     finally:
         for handle in handles:
             handle.remove()
-    total = sum(batch_size(batch) for batch in chosen)
-    device = next(model.parameters()).device
-    return {name: each / total for name, each in distributed.summed(sums, device).items()}
+    return True
 
 
 class _Frozen(nn.Module):
@@ -93,21 +143,17 @@ class _Frozen(nn.Module):
         return torch.func.functional_call(self.model, detached, args, kwargs)
 
 
-def _tap(layer: Layer, sums: dict[str, Tensor]) -> Any:
-    def receive(module: nn.Module, gradient: Tensor) -> None:
-        vectors = layer.adapter.outputs(module, gradient)
-        vectors = vectors.reshape(-1, *vectors.shape[-2:]).movedim(1, 0).float()
-        gram = (vectors.mT @ vectors).double()
-        sums[layer.name] = sums[layer.name] + gram if layer.name in sums else gram
-
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def _tap(watch: Watch) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
+        with torch.no_grad():
+            receive = watch(module, args, kwargs, output)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         # a copy, because what follows may change it in place and a leaf must not be
         output = output.clone()
-        output.register_hook(lambda gradient: receive(module, gradient))
+        output.register_hook(receive)
         return output
 
     return hook

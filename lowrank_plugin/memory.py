@@ -133,7 +133,7 @@ def collect_in_passes(
     with tempfile.TemporaryDirectory(prefix="lowrank-", ignore_cleanup_errors=True) as folder:
         for index, group in enumerate(groups):
             seen, path = collect(group), Path(folder) / f"{index}.safetensors"
-            Statistics(seen, {}, {}, 0, 0, ()).save(path)
+            Statistics(seen, {}, {}, {}, 0, 0, ()).save(path)
             stored = Statistics.load(path).layers
             found.update(
                 (name, Observed(stored[name].patches, each.outputs, each.places)) for name, each in seen.items()

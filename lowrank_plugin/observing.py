@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,8 +27,11 @@ from lowrank_plugin.resolving import check_device, norm_of
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics, summarise
 from lowrank_plugin.survey import Survey, survey
+from lowrank_plugin.weighing import trial, weigh
 
 logger = logging.getLogger("lowrank_plugin")
+
+T = TypeVar("T")
 
 
 class Observing:
@@ -134,7 +137,7 @@ class Observing:
         kept = {other: layer for other, layer in self.survey.layers.items() if other != name}
         self.survey = dataclasses.replace(self.survey, layers=kept, refusals={**self.survey.refusals, name: reason})
 
-    def weigh(self, names: Sequence[str]) -> None:
+    def differentiate(self, names: Sequence[str]) -> None:
         """Collect the gradients of the model's output with respect to some layers' outputs."""
         layers = {name: self.survey.layers[name] for name in names}
         if self.statistics is not None:
@@ -144,20 +147,41 @@ class Observing:
             seed = self.settings.seed
             self.gradients = collect_gradients(self.model, layers, self.batches, seed=seed, progress=self.progress)
 
-    def _weights(self) -> dict[str, float]:
-        """What a squared relative error of 1 at each layer is expected to cost the model; needs the norm."""
-        weights = {}
-        for name, gradient in self.gradients.items():
-            problem = self._problem(name)
-            mean = gradient.diagonal(dim1=-2, dim2=-1).mean(dim=-1).to(problem.kernel)
-            if self.norm == "covariance":
-                weights[name] = float((mean * problem.norm.squared(problem.matrix)).sum()) / 2
-            else:
-                weights[name] = float(problem.energy) / 2
-        if not all(math.isfinite(weight) for weight in weights.values()):
+    def weigh(self, names: Sequence[str]) -> dict[str, float]:
+        """What a squared relative error of 1 at each layer is expected to cost the model, in nats."""
+        if self.statistics is not None:
+            costs: Mapping[str, float] = self.statistics.costs
+        elif self.batches:
+            trials = self._each("trial", "Solving trials", names, self._trial)
+            usable = {name: found for name, found in trials.items() if found is not None}
+            seed = self.settings.seed
+            costs = weigh(self.model, usable, self.batches, seed=seed, progress=self.progress)
+        else:
+            return {}
+        if not all(math.isfinite(cost) for cost in costs.values()):
             logger.warning("Gradients of the model's output are not finite: all layers are weighted alike.")
             return {}
-        return weights
+        return {name: costs[name] for name in names if name in costs}
+
+    def _trial(self, name: str) -> tuple[nn.Module, float] | None:
+        problem, module = self._problem(name), self.model.get_submodule(name)
+        try:
+            return trial(self.survey.layers[name], module, problem, self._moments(name))
+        except (torch.linalg.LinAlgError, ValueError) as error:
+            logger.warning("Layer %s is not weighed: %s", name, error)
+            return None
+
+    def _each(self, step: str, description: str, names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
+        """Do some work on each layer."""
+
+        def run(mine: list[str]) -> dict[str, T]:
+            found = {}
+            for done, name in enumerate(self.progress(mine, description=description, total=len(mine)), start=1):
+                found[name] = work(name)
+                manager().hook.lowrank_step(event=StepEvent(step, done, len(mine), name))
+            return found
+
+        return distributed.divided(run, names)
 
     def _problem(self, name: str) -> Problem:
         layer = self.survey.layers[name]
@@ -182,5 +206,8 @@ class Observing:
         """Look at all layers and keep what was seen."""
         names = list(self.survey.layers)
         self.observed = self._passes(names)
-        self.weigh(names)
-        return summarise(self.model, self.survey.layers, self.observed, self.gradients, self.batches, self.settings)
+        self.differentiate(names)
+        costs = self.weigh(names)
+        return summarise(
+            self.model, self.survey.layers, self.observed, self.gradients, costs, self.batches, self.settings
+        )

@@ -34,7 +34,8 @@ class Statistics:
     :param weights: SHA-256 of each layer's weight, by which the network is known again.
     :param gradients: second moments of the output gradients [G, T, T], float64; empty where there are none.
     :param samples: how many samples were seen.
-    :param gradient_samples: how many of them the gradients are from.
+    :param costs: what a squared relative error of 1 at each layer costs the model, in nats; empty where not known.
+    :param gradient_samples: how many of them the gradients and costs are from.
     :param data: SHA-256 of the model inputs, one for each run.
     :param example: shapes and dtypes of one model input, as JSON; None where it holds more than tensors.
     :param origin: seed, positions and versions, as JSON.
@@ -43,6 +44,7 @@ class Statistics:
     layers: Mapping[str, Observed]
     weights: Mapping[str, str]
     gradients: Mapping[str, Tensor]
+    costs: Mapping[str, float]
     samples: int
     gradient_samples: int
     data: tuple[str, ...]
@@ -107,6 +109,11 @@ class Statistics:
             layers,
             self.weights,
             {name: gradients[name] for name in self.gradients if name in gradients},
+            {
+                name: shares[0] * cost + shares[1] * other.costs[name]
+                for name, cost in self.costs.items()
+                if name in other.costs
+            },
             self.samples + other.samples,
             self.gradient_samples + other.gradient_samples,
             (*self.data, *other.data),
@@ -148,6 +155,7 @@ def summarise(
     layers: Mapping[str, Layer],
     observed: Mapping[str, Observed],
     gradients: Mapping[str, Tensor],
+    costs: Mapping[str, float],
     batches: Sequence[Any],
     settings: Settings,
 ) -> Statistics:
@@ -157,6 +165,7 @@ def summarise(
     :param layers: its compressible layers.
     :param observed: what was seen of them.
     :param gradients: second moments of their output gradients.
+    :param costs: what a squared relative error of 1 at each of them costs the model, in nats.
     :param batches: the model inputs.
     :param settings: for the seed and the number of positions.
     """
@@ -165,8 +174,9 @@ def summarise(
         observed,
         {name: digest(layer.adapter.kernel(model.get_submodule(name))) for name, layer in layers.items()},
         gradients,
+        costs,
         sum(batch_size(batch) for batch in batches),
-        sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients else 0,
+        sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients or costs else 0,
         (digest(batches),),
         fold(batches[0]),
         {"seed": settings.seed, "positions": settings.positions, "versions": versions},

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _KEY = "lowrank_statistics"
-_FACTS = ("weights", "samples", "gradient_samples", "data", "example", "origin")
+_FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", "origin")
 
 
 def write(statistics: Statistics, path: Path) -> None:
