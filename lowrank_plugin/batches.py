@@ -54,7 +54,7 @@ def take_batches(model: nn.Module, data: Any, samples: int) -> list[Any]:
     return batches
 
 
-def enough(batches: Sequence[Any], samples: int) -> list[Any]:
+def enough(batches: Sequence[Any], samples: float) -> list[Any]:
     """The first batches that hold so many samples together, or all where there are fewer."""
     chosen: list[Any] = []
     for batch in batches:

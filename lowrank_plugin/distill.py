@@ -21,6 +21,7 @@ from lowrank_plugin.batches import Progress, call, enough, evaluating, no_progre
 from lowrank_plugin.gauss_newton import Divergence, Loss, Sample, SquaredError, Weights, minimise
 from lowrank_plugin.kronecker import Kronecker
 from lowrank_plugin.plugins import manager
+from lowrank_plugin.resume import Errors, Notebook
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -79,8 +80,9 @@ def distill(
     steps: int = 6,
     network_steps: int = 0,
     seed: int = 0,
+    notebook: Notebook | None = None,
     progress: Progress = no_progress,
-) -> dict[str, tuple[float, float]]:
+) -> Errors:
     """Refit the chains of every block to what the block puts out in the original network.
 
     A block gets the inputs that it will really have, those of the compressed network with all blocks before it
@@ -88,32 +90,38 @@ def distill(
     solved by Gauss-Newton with conjugate gradients (:func:`lowrank_plugin.gauss_newton.minimise`), which need neither
     learning rate nor labels. One sample in eight is held out: a block is changed only where that lowers its error.
 
-    Afterwards the whole network is fitted to the original's logits in the same way, where the output is logits.
+    Afterwards all chains are fitted together to the original's logits, in the same way, by their divergence.
 
     :param original: the network before its compression.
     :param compressed: the network with chains, changed in place; at least float32.
     :param chains: names of the chains, in the order of the forward pass.
     :param batches: model inputs, at least two samples.
     :param steps: the most conjugate-gradient steps for a block.
+    :param network_steps: the most for the whole network; where its output is no matrix of logits there are none.
     :param seed: of the random probes.
+    :param notebook: where what is done is kept, and found again after an interruption; None keeps nothing.
     :param progress: shows a bar.
-    :return: the squared relative error of each block on the held-out samples, before and after.
+    :return: the loss of each block (of the network under the empty name) on the held-out samples as a share of what
+        constant outputs would cost, before and after.
+    :raises CalibrationError: where there are fewer than two samples.
+    :raises PlanError: where the notebook cannot be read or written.
     """
-    blocks = find_blocks(compressed, chains)
     learned, held_out = split(batches, HELD_OUT, BATCH)
-    found = {}
+    blocks = find_blocks(compressed, chains)
+    if network_steps:
+        blocks = [*(block for block in blocks if block.name), Block("", tuple(chains))]
+    found = notebook.read() if notebook else {}
     with evaluating(original), evaluating(compressed):
         shown = progress(blocks, description="Distilling blocks", total=len(blocks))
         for done, block in enumerate(shown, start=1):
-            errors = _refit(original, compressed, block, learned, held_out, steps, seed)
-            if errors is not None:
-                found[block.name] = errors
+            if block.name not in found:
+                most = steps if block.name else network_steps or steps
+                errors = _refit(original, compressed, block, learned, held_out, most, seed)
+                if errors is not None:
+                    found[block.name] = errors
+                    if notebook:
+                        notebook.write(found)
             manager().hook.lowrank_step(event=StepEvent("distill", done, len(blocks), block.name))
-        if network_steps:
-            whole = Block("", tuple(chains))
-            layers = _layers(compressed, whole, compressed)
-            judged, samples = (list(_samples(original, compressed, "", each)) for each in (held_out, learned))
-            found[""] = fit_module(compressed, layers, samples, judged, Divergence(), network_steps, seed)
     return found
 
 
@@ -135,9 +143,13 @@ def _refit(
     if not judged:
         logger.info("Block %s is not distilled: it gives no tensor, or runs unlike the original.", block.name)
         return None
-    wanted = _wanted(layers, judged)
-    samples = list(_samples(original, compressed, block.name, enough(learned, wanted)))
-    return fit_module(module, layers, samples, judged, SquaredError(), steps, seed)
+    whole = not block.name
+    if whole and judged[0].target.dim() != 2:
+        logger.info("The network as a whole is not distilled: its output is no matrix of logits.")
+        return None
+    wanted = enough(learned, math.inf if whole else _wanted(layers, judged))
+    samples = list(_samples(original, compressed, block.name, wanted))
+    return fit_module(module, layers, samples, judged, Divergence() if whole else SquaredError(), steps, seed)
 
 
 def fit_module(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from lowrank_hooks import CostModelRecord, DecomposerRecord, Rank, RankPolicyRec
 from lowrank_plugin import distributed, fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen, chains_of
 from lowrank_plugin.clock import make_clock
+from lowrank_plugin.distill import distill
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.measured_budget import meet
 from lowrank_plugin.observing import Observing
@@ -26,7 +28,9 @@ from lowrank_plugin.repair import match_moments
 from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, make_record
 from lowrank_plugin.resolving import competitors, unit_of
+from lowrank_plugin.resume import Errors, Notebook
 from lowrank_plugin.scopes import matches
+from lowrank_plugin.statistics import digest
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -185,6 +189,7 @@ class Flow(Observing):
             ranks = {name: rank for name, rank in ranks.items() if name in self.survey.layers}
         fitted = self.fit(ranks)
         templates = {name: self.model.get_submodule(name) for name in self.survey.layers}
+        original = copy.deepcopy(self.model) if inplace and self.settings.repair == "distill" else self.model
         compressed = self.model if inplace else copy.deepcopy(self.model)
         for name, each in fitted.items():
             old = compressed.get_submodule(name)
@@ -192,14 +197,44 @@ class Flow(Observing):
             if old is compressed:
                 compressed = chain
             replace(compressed, old, chain)
-        if fitted and self.batches and self.settings.repair == "moments":
-            layers = {name: self.survey.layers[name] for name in fitted}
-            wanted = self._outputs(list(fitted))
-            match_moments(compressed, templates, layers, wanted, self.batches, self.progress)
+        distilled: Errors = {}
+        if fitted and self.batches and self.settings.repair != "none":
+            distilled = self._repair(original, compressed, templates, list(fitted))
         elif fitted and self.statistics is not None and self.settings.repair != "none":
             logger.warning("Repair is skipped: it runs the network on data, but only statistics were given.")
-        setattr(compressed, RECORD, make_record(plan, self.survey, fitted, templates, compressed))
+        record = make_record(plan, self.survey, fitted, templates, compressed)
+        if distilled:
+            record["distilled"] = {name: list(errors) for name, errors in distilled.items()}
+        setattr(compressed, RECORD, record)
         return compressed
+
+    def _repair(
+        self, original: nn.Module, compressed: nn.Module, templates: Mapping[str, nn.Module], names: list[str]
+    ) -> Errors:
+        """Match the moments of the chains' outputs, then distil; the errors of the distilled blocks."""
+        layers = {name: self.survey.layers[name] for name in names}
+        match_moments(compressed, templates, layers, self._outputs(names), self.batches, self.progress)
+        settings = self.settings
+        if settings.repair != "distill":
+            return {}
+        small = [name for name in names if next(compressed.get_submodule(name).parameters()).dtype.itemsize < 4]
+        if small:
+            logger.warning("Distillation is skipped: it needs float32, but %s is not; moments are matched.", small[0])
+            return {}
+        kernels = [layer.adapter.kernel(templates[name]) for name, layer in layers.items()]
+        shapes = [[list(weight.shape) for weight in compressed.get_submodule(name).parameters()] for name in names]
+        key = digest([kernels, self.batches]) + json.dumps([names, shapes, settings.steps, settings.network_steps])
+        return distill(
+            original,
+            compressed,
+            names,
+            self.batches,
+            steps=settings.steps,
+            network_steps=settings.network_steps,
+            seed=settings.seed,
+            notebook=Notebook(settings.checkpoint, compressed, names, key),
+            progress=self.progress,
+        )
 
     def finish(self, plan: Mapping[str, Any], inplace: bool, compressed: nn.Module | None = None) -> nn.Module:
         """Compress, unless that is done, and measure the outcome where a runtime is given."""

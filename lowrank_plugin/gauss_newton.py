@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -196,9 +197,16 @@ def _curvature(
 ) -> Weights:
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
     for sample in samples:
+
+        def at(moved: Weights, inputs: Any = sample.inputs) -> Tensor:
+            return function(moved, inputs)
+
         # the output's change first, then what that change pulls back: two passes, no second derivatives of the network
-        output, change = jvp(lambda moved, inputs=sample.inputs: function(moved, inputs), (weights,), (tangent,))  # type: ignore[misc]
-        _, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)  # type: ignore[misc]
+        with warnings.catch_warnings():
+            # torch's forward differentiation loads a part of torch that torch itself calls deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            output, change = jvp(at, (weights,), (tangent,))  # type: ignore[misc]
+        _, pull = vjp(at, weights)  # type: ignore[misc]
         _add(total, pull(loss.curvature(output, change))[0])
     return total
 

@@ -68,7 +68,21 @@ SCHEMA: dict[str, Any] = {
             ],
             "description": '{"slack": s} with s above 0, or false',
         },
-        "repair": {"enum": ["none", "moments"], "description": '"none" or "moments"'},
+        "repair": {"enum": ["none", "moments", "distill"], "description": '"none", "moments" or "distill"'},
+        "distillation": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "steps": {**_RANK, "description": "a whole number from 1, the most solver steps for a block"},
+                "network_steps": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "description": "a whole number from 0, solver steps for the whole network's logits",
+                },
+                "checkpoint": {"type": ["string", "null"], "description": "a file that progress is kept in, or null"},
+            },
+            "description": 'an object such as {"steps": 6}',
+        },
         "runtime": {
             "type": ["object", "null"],
             "additionalProperties": False,
@@ -128,6 +142,9 @@ class Settings:
     :param slack: the stability slack; None where stability is off.
     :param repair: what follows the replacement.
     :param runtime: where latency is measured; None measures it in PyTorch, and only where the budget is a latency.
+    :param steps: the most solver steps for a block that is distilled.
+    :param network_steps: the most solver steps for the whole network, when its blocks are distilled.
+    :param checkpoint: the file that a distillation's progress is kept in; None for none.
     :param target_scopes: layers that may be compressed; None for all.
     :param ignored_scopes: layers that may not.
     :param samples: the most calibration samples used.
@@ -146,6 +163,9 @@ class Settings:
     rank_multiple: int = 8
     slack: float | None = 0.02
     repair: str = "moments"
+    steps: int = 6
+    network_steps: int = 4
+    checkpoint: str | None = None
     runtime: Mapping[str, str] | None = None
     target_scopes: tuple[str, ...] | None = None
     ignored_scopes: tuple[str, ...] = ()
@@ -165,7 +185,7 @@ class Settings:
         """
         validate(dict(section), SCHEMA, 'the "lowrank" section')
         values = dict(section)
-        calibration = values.pop("calibration", {})
+        nested = {**values.pop("calibration", {}), **values.pop("distillation", {})}
         if "stability" in values:
             stability = values.pop("stability")
             values["slack"] = stability["slack"] if stability else None
@@ -176,7 +196,7 @@ class Settings:
             values["decomposers"] = tuple(values["decomposers"])
         values["target_scopes"] = _scopes(values.get("target_scopes"))
         values["ignored_scopes"] = _scopes(values.get("ignored_scopes")) or ()
-        settings = cls(**values, **calibration)
+        settings = cls(**values, **nested)
         if settings.budget is None and not settings.ranks:
             msg = (
                 'Nothing to do: give a "budget" such as {"macs": 0.5}, or "ranks" such as {"layer1.0.conv1": [32, 32]}.'
@@ -189,6 +209,7 @@ class Settings:
         section = {each.name: getattr(self, each.name) for each in fields(self)}
         slack = section.pop("slack")
         calibration = {key: section.pop(key) for key in ("samples", "positions", "memory_gb")}
+        distillation = {key: section.pop(key) for key in ("steps", "network_steps", "checkpoint")}
         section = {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
         return {
             **section,
@@ -197,6 +218,7 @@ class Settings:
             "ranks": {name: list(rank) for name, rank in self.ranks.items()},
             "stability": {"slack": slack} if slack else False,
             "calibration": calibration,
+            "distillation": distillation,
         }
 
 

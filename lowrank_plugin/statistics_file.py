@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank_plugin.autocorrelation import Autocorrelation, Axis, Geometry
 from lowrank_plugin.collection import Observed
 from lowrank_plugin.errors import StatisticsError
+from lowrank_plugin.files import write_whole
 from lowrank_plugin.moments import ChannelStatistics, Moments
 
 if TYPE_CHECKING:
@@ -45,18 +43,11 @@ def write(statistics: Statistics, path: Path) -> None:
         manifest.setdefault("gradients", []).append(name)
         tensors[f"gradient.{index}"] = gradient
     manifest.update({key: getattr(statistics, key) for key in _FACTS})
-    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise StatisticsError(_unwritable(path, error)) from error
-    try:
-        save_file(stored, temporary, metadata={_KEY: json.dumps(manifest)})
-        Path(temporary).replace(path)
+        write_whole(path, tensors, {_KEY: json.dumps(manifest)})
     except (OSError, SafetensorError) as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise StatisticsError(_unwritable(path, error)) from error
+        msg = f"Cannot write statistics to {str(path)!r}, nothing was changed there. {type(error).__name__}: {error}"
+        raise StatisticsError(msg) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -106,7 +97,3 @@ def _unpack(prefix: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]
         patches = Autocorrelation(Geometry(stored["groups"], stored["channels"], axes), entry["samples"], **sums)
     outputs = ChannelStatistics(entry["outputs"], tensors[prefix + "output_mean"], tensors[prefix + "output_variance"])
     return Observed(patches, [outputs])
-
-
-def _unwritable(path: Path, error: Exception) -> str:
-    return f"Cannot write statistics to {str(path)!r}, nothing was changed there. {type(error).__name__}: {error}"

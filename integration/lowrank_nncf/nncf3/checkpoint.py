@@ -6,21 +6,18 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import nncf
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lowrank_nncf.errors import StateError
 from lowrank_nncf.nncf3.compose import create_compressed_model
 from lowrank_nncf.nncf3.controller import CompressionController
 from lowrank_nncf.nncf3.state import check_state
+from lowrank_plugin.files import write_whole
 
 KEY = "lowrank_nncf"
 """The key of the file's metadata that holds the state."""
@@ -40,18 +37,7 @@ def save(path: str | Path, controller: CompressionController) -> None:
     if odd:
         msg = f"The state_dict of the model holds {odd[0]!r}, which is no tensor. Save it with torch.save instead."
         raise StateError(msg)
-    # copies, because safetensors refuses tensors that share memory, as tied weights do
-    tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
-    }
-    state = json.dumps(controller.get_compression_state())
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={KEY: state})
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_whole(path, weights, {KEY: json.dumps(controller.get_compression_state())})
 
 
 def load(
