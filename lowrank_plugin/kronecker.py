@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import LayerAdapter
-from lowrank_plugin.collection import draw_positions
+from lowrank_plugin.drawing import draw_positions
 from lowrank_plugin.gauss_newton import Loss, Sample, Weights
 from lowrank_plugin.survey import layer_input
 

@@ -216,7 +216,7 @@ def test_observers_see_every_step(network, images):
     finally:
         manager().unregister(observer)
     steps = list(dict.fromkeys(event.step for event in events))
-    assert steps == ["survey", "collect", "weigh", "propose", "fit", "repair"]
+    assert steps == ["survey", "collect", "trial", "weigh", "propose", "fit", "repair"]
     assert all(event.total is None or 1 <= event.done <= event.total for event in events)
 
 
