@@ -13,6 +13,7 @@ from lowrank_hooks import Option, RankPolicyRecord
 from lowrank_plugin.errors import BudgetError, PluginError
 from lowrank_plugin.policies import assess, cheapest_within
 from lowrank_plugin.propose import Chain, Proposal, options
+from lowrank_plugin.weighing import Weights
 
 Chosen = dict[str, Proposal]
 
@@ -28,7 +29,7 @@ class Candidates:
 
     :param proposals: for each layer its choices, the first of which keeps it dense.
     :param hand: layers whose rank the user gave; theirs is the second choice, and no other is taken.
-    :param weights: what a squared relative error of 1 at a layer is expected to cost the model.
+    :param weights: what errors at each layer are expected to cost the model, per squared relative error.
     :param policy: shares a budget among the other layers.
     :param whole: what the whole model costs, in the unit of the proposals.
     :param insights: what the policy found out about each layer, where it looks at them.
@@ -36,7 +37,7 @@ class Candidates:
 
     proposals: Mapping[str, Sequence[Proposal]]
     hand: frozenset[str]
-    weights: Mapping[str, float]
+    weights: Mapping[str, Weights]
     policy: RankPolicyRecord
     whole: float
     insights: Mapping[str, Any] = field(default_factory=dict)

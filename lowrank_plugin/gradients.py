@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from lowrank_hooks import StepEvent
@@ -29,7 +28,7 @@ SAMPLES = 128
 
 Watch = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Callable[[Tensor], None]]
 """Called when a layer has run, with the module, the arguments of its forward and its output; what it returns is called
-with the gradient of the model's log-likelihood with respect to that output."""
+with the gradient of the probe of the log-likelihood with respect to that output."""
 
 
 def collect_gradients(
@@ -41,16 +40,16 @@ def collect_gradients(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Tensor]:
-    r"""The Fisher information of each layer's output: E[g g'], g the gradient of the model's own log-likelihood.
+    r"""The Fisher information of each layer's output: E[g g'], g the gradient of the log-likelihood under the model itself.
 
     A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2`` nats, if errors at different
-    positions are independent; see :func:`pull_back` for the labels.
+    positions are independent; see :func:`pull_back`.
 
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param layers: the layers by name.
     :param batches: model inputs.
     :param samples: how many samples are used.
-    :param seed: seed of the drawn labels.
+    :param seed: seed of the random draws.
     :param progress: shows a bar.
     :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
         empty where the model's output cannot be differentiated.
@@ -88,16 +87,18 @@ def pull_back(
     progress: Progress,
     after: Callable[[Any], None] = lambda batch: None,
 ) -> bool:
-    """Run the model forwards and its log-likelihood backwards, and show layers their gradients.
+    r"""Run the model forwards and its log-likelihood backwards, and show layers their gradients.
 
-    Labels are drawn from the model's own softmax, so that second moments of gradients are the curvature of the KL
-    divergence between the model and a perturbed one. An output that is no matrix of logits is taken as Gaussian with
-    the variance it has over the batch.
+    What goes backwards from logits is :math:`S\,\epsilon` with independent random signs :math:`\epsilon` and
+    :math:`S S^T = diag(p) - p p^T`, so that the second moments of gradients are the curvature of the KL divergence
+    between the model and a perturbed one. That is less noisy than the gradient for a label drawn from p, which has the
+    same second moments. An output that is no matrix of logits is taken as Gaussian with the variance it has over the
+    batch.
 
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param watches: who looks, by the names of the layers.
     :param batches: model inputs; under ``torch.distributed`` this process takes its share of them.
-    :param seed: seed of the drawn labels.
+    :param seed: seed of the random draws.
     :param description: for the bar.
     :param progress: shows it.
     :param after: called with each batch when its gradients have been shown.
@@ -115,7 +116,7 @@ def pull_back(
         for done, (place, batch) in enumerate(shown, start=1):
             # a draw of its own for each batch, whichever process it falls to
             generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
-            _log_likelihood(call(_Frozen(model), batch), generator).backward()
+            _probe(call(_Frozen(model), batch), generator).backward()
             after(batch)
             manager().hook.lowrank_step(event=StepEvent("weigh", done, len(mine)))
 
@@ -159,8 +160,8 @@ def _tap(watch: Watch) -> Any:
     return hook
 
 
-def _log_likelihood(output: Any, generator: torch.Generator) -> Tensor:
-    """Of labels drawn from the model's own distribution, summed over the batch."""
+def _probe(output: Any, generator: torch.Generator) -> Tensor:
+    """A scalar whose gradient has the curvature of the model's own distribution as second moments."""
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     terms = [_one(leaf.float(), generator) for leaf in leaves if leaf.requires_grad]
     if not terms:
@@ -171,8 +172,10 @@ def _log_likelihood(output: Any, generator: torch.Generator) -> Tensor:
 
 def _one(output: Tensor, generator: torch.Generator) -> Tensor:
     if output.dim() == 2 and output.shape[1] > 1:
-        drawn = torch.multinomial(output.detach().softmax(dim=1).cpu(), 1, generator=generator)[:, 0]
-        return F.cross_entropy(output, drawn.to(output.device), reduction="sum")
+        probability = output.detach().softmax(dim=1)
+        signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
+        rooted = probability.sqrt() * signs
+        return ((rooted - probability * rooted.sum(dim=1, keepdim=True)) * output).sum()
     noise = torch.randn(output.shape, generator=generator).to(output.device)
     spread = output.detach().std(correction=0).clamp_min(torch.finfo(output.dtype).tiny)
     return (noise * output).sum() / spread / max(1, output[0].numel() if output.dim() else 1) ** 0.5

@@ -27,7 +27,7 @@ from lowrank_plugin.resolving import check_device, norm_of
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics, summarise
 from lowrank_plugin.survey import Survey, survey
-from lowrank_plugin.weighing import trial, weigh
+from lowrank_plugin.weighing import Trial, Weights, try_out, weigh
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -147,29 +147,30 @@ class Observing:
             seed = self.settings.seed
             self.gradients = collect_gradients(self.model, layers, self.batches, seed=seed, progress=self.progress)
 
-    def weigh(self, names: Sequence[str]) -> dict[str, float]:
-        """What a squared relative error of 1 at each layer is expected to cost the model, in nats."""
+    def weigh(self, names: Sequence[str]) -> dict[str, Weights]:
+        """What errors at each layer are expected to cost the model, in nats per squared relative error."""
         if self.statistics is not None:
-            costs: Mapping[str, float] = self.statistics.costs
+            weights: Mapping[str, Weights] = self.statistics.costs
         elif self.batches:
-            trials = self._each("trial", "Solving trials", names, self._trial)
-            usable = {name: found for name, found in trials.items() if found is not None}
-            seed = self.settings.seed
-            costs = weigh(self.model, usable, self.batches, seed=seed, progress=self.progress)
+            trials = {
+                name: found for name, found in self._each("trial", "Solving trials", names, self._try).items() if found
+            }
+            weights = weigh(self.model, trials, self.batches, seed=self.settings.seed, progress=self.progress)
         else:
             return {}
-        if not all(math.isfinite(cost) for cost in costs.values()):
+        if not all(math.isfinite(value) for each in weights.values() for _, value in each):
             logger.warning("Gradients of the model's output are not finite: all layers are weighted alike.")
             return {}
-        return {name: costs[name] for name in names if name in costs}
+        # a layer that the output does not depend on at all would have no use for any rank
+        return {name: weights[name] for name in names if name in weights and weights[name][0][1] > 0}
 
-    def _trial(self, name: str) -> tuple[nn.Module, float] | None:
+    def _try(self, name: str) -> list[Trial]:
         problem, module = self._problem(name), self.model.get_submodule(name)
         try:
-            return trial(self.survey.layers[name], module, problem, self._moments(name))
+            return try_out(self.survey.layers[name], module, problem, self._moments(name))
         except (torch.linalg.LinAlgError, ValueError) as error:
             logger.warning("Layer %s is not weighed: %s", name, error)
-            return None
+            return []
 
     def _each(self, step: str, description: str, names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
         """Do some work on each layer."""

@@ -26,6 +26,7 @@ from lowrank_hooks import (
 from lowrank_plugin.costs import macs, parameters
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.survey import Layer
+from lowrank_plugin.weighing import Weights, weight_at
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -190,17 +191,18 @@ def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[Decomp
 
 
 def options(
-    proposals: Mapping[str, Sequence[Proposal]], weights: Mapping[str, float], insights: Mapping[str, Any]
+    proposals: Mapping[str, Sequence[Proposal]], weights: Mapping[str, Weights], insights: Mapping[str, Any]
 ) -> dict[str, list[Option]]:
     """The choices of all layers as rank policies see them.
 
     :param proposals: the choices by layer name.
-    :param weights: what a squared relative error of 1 at a layer costs the model; 1 where one is missing.
+    :param weights: what errors at a layer cost the model per squared error; 1 where they are missing.
     :param insights: what the policy found out about each layer, where it looks at them.
     """
     return {
         name: [
-            Option(proposal.cost, proposal.error, weights.get(name, 1.0), insights.get(name)) for proposal in of_layer
+            Option(proposal.cost, proposal.error, weight_at(weights.get(name, ()), proposal.error), insights.get(name))
+            for proposal in of_layer
         ]
         for name, of_layer in proposals.items()
     }

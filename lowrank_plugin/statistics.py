@@ -24,6 +24,7 @@ from lowrank_plugin.gradients import SAMPLES
 from lowrank_plugin.plugins import OWN_DISTRIBUTION
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer
+from lowrank_plugin.weighing import Weights, weight_at
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Statistics:
     :param weights: SHA-256 of each layer's weight, by which the network is known again.
     :param gradients: second moments of the output gradients [G, T, T], float64; empty where there are none.
     :param samples: how many samples were seen.
-    :param costs: what a squared relative error of 1 at each layer costs the model, in nats; empty where not known.
+    :param costs: what errors at each layer cost the model, see :data:`lowrank_plugin.weighing.Weights`; empty where
+        that is not known.
     :param gradient_samples: how many of them the gradients and costs are from.
     :param data: SHA-256 of the model inputs, one for each run.
     :param example: shapes and dtypes of one model input, as JSON; None where it holds more than tensors.
@@ -44,7 +46,7 @@ class Statistics:
     layers: Mapping[str, Observed]
     weights: Mapping[str, str]
     gradients: Mapping[str, Tensor]
-    costs: Mapping[str, float]
+    costs: Mapping[str, Weights]
     samples: int
     gradient_samples: int
     data: tuple[str, ...]
@@ -110,8 +112,10 @@ class Statistics:
             self.weights,
             {name: gradients[name] for name in self.gradients if name in gradients},
             {
-                name: shares[0] * cost + shares[1] * other.costs[name]
-                for name, cost in self.costs.items()
+                name: [
+                    (error, shares[0] * cost + shares[1] * weight_at(other.costs[name], error)) for error, cost in each
+                ]
+                for name, each in self.costs.items()
                 if name in other.costs
             },
             self.samples + other.samples,
@@ -155,7 +159,7 @@ def summarise(
     layers: Mapping[str, Layer],
     observed: Mapping[str, Observed],
     gradients: Mapping[str, Tensor],
-    costs: Mapping[str, float],
+    costs: Mapping[str, Weights],
     batches: Sequence[Any],
     settings: Settings,
 ) -> Statistics:
@@ -165,7 +169,7 @@ def summarise(
     :param layers: its compressible layers.
     :param observed: what was seen of them.
     :param gradients: second moments of their output gradients.
-    :param costs: what a squared relative error of 1 at each of them costs the model, in nats.
+    :param costs: what errors at each of them cost the model.
     :param batches: the model inputs.
     :param settings: for the seed and the number of positions.
     """

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,86 +23,125 @@ from lowrank_plugin.moments import Moments
 from lowrank_plugin.solvers.svd import Svd
 from lowrank_plugin.survey import Layer, layer_input
 
-TRIAL_ERROR = 0.2
-"""Relative error of the trials: about what a layer gets when the cost of a network is halved."""
+TRIAL_ERRORS = (0.15, 0.3, 0.6)
+"""Relative errors of the trials: mild, about what a layer gets when the cost of a network is halved, and harsh."""
+
+Trial = tuple[nn.Module, float]
+"""A chain in the place of a layer, and its relative error."""
+
+Weights = Sequence[tuple[float, float]]
+"""Relative errors of a layer, ascending, each with what an error of that size costs per unit of its square, in nats."""
 
 
-def trial(layer: Layer, module: nn.Module, problem: Problem, moments: Moments | None) -> tuple[nn.Module, float] | None:
-    """A chain with an error like those to come, from the decomposer that is quickest to solve.
+def weight_at(weights: Weights, error: float) -> float:
+    """What a relative error costs per unit of its square: between those tried in logarithms, beyond them as the last.
+
+    >>> round(weight_at([(0.1, 1.0), (0.4, 4.0)], 0.2), 6), weight_at([(0.1, 1.0), (0.4, 4.0)], 0.01)
+    (2.0, 1.0)
+
+    :param weights: of the layer; where there are none, 1 is returned.
+    :param error: the relative error.
+    """
+    if not weights:
+        return 1.0
+    errors, values = zip(*weights, strict=True)
+    if not error > errors[0] or len(weights) == 1:
+        return float(values[0])
+    place = min(bisect.bisect_left(errors, error), len(errors) - 1)
+    slope = math.log(values[place] / values[place - 1]) / math.log(errors[place] / errors[place - 1])
+    return float(values[place] * (error / errors[place]) ** slope)
+
+
+def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Moments | None) -> list[Trial]:
+    """Chains with errors like those to come, from the decomposer that is quickest to solve.
+
+    At the same relative error, chains of different decomposers cost a network about the same; chains of different
+    errors do not, even per squared error, because the directions that matter least are dropped first.
 
     :param layer: the layer.
     :param module: its module.
     :param problem: its kernel and the norm.
     :param moments: the moments of its input, or None.
-    :return: the chain, and its relative error in the norm; None where no rank is good for a trial.
+    :return: the chains with their relative errors in the norm, ascending; empty where no rank is good for a trial.
     """
     solver = Svd()
-    points = [point for point in solver.curve(problem) if point.error > 0]
-    if not points:
-        return None
-    rank = min(points, key=lambda point: abs(math.log(point.error / TRIAL_ERROR))).rank
+    # the ranks that users want have no part in how much a layer matters
+    points = [point for point in solver.curve(replace(problem, rank_multiple=1)) if 0 < point.error < 1]
     bias = module.bias if isinstance(module.bias, Tensor) else None
-    fitted = fitting.fit(problem, solver, rank, bias, moments)
-    if fitted.factorization is None or not fitted.output_error > 0:
-        return None
     weight: Tensor = module.weight  # type: ignore[assignment]
-    factors = fitted.factorization.map(lambda factor: factor.to(weight))
-    # built here and not by make_chain, which would hand over the hooks that the layer has while it is watched
-    chain = layer.adapter.build(module, factors, None if fitted.bias is None else fitted.bias.to(weight))
-    return chain.eval(), fitted.output_error
+    trials: dict[float, Trial] = {}
+    for wanted in TRIAL_ERRORS if points else ():
+        rank = min(points, key=lambda point: abs(math.log(point.error / wanted))).rank
+        fitted = fitting.fit(problem, solver, rank, bias, moments)
+        if fitted.factorization is None or not fitted.output_error > 0:
+            continue
+        factors = fitted.factorization.map(lambda factor: factor.to(weight))
+        # built here and not by make_chain, which would hand over the hooks that the layer has while it is watched
+        chain = layer.adapter.build(module, factors, None if fitted.bias is None else fitted.bias.to(weight))
+        trials[fitted.output_error] = chain.eval(), fitted.output_error
+    return [trials[error] for error in sorted(trials)]
 
 
 def weigh(
     model: nn.Module,
-    trials: Mapping[str, tuple[nn.Module, float]],
+    trials: Mapping[str, Sequence[Trial]],
     batches: Sequence[Any],
     *,
     samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> dict[str, float]:
-    r"""The loss that a squared relative error of 1 at each layer is expected to cost the model, in nats.
+) -> dict[str, list[tuple[float, float]]]:
+    r"""What errors at each layer are expected to cost the model, in nats.
 
-    To second order a change d of a layer's output costs :math:`E[(g\cdot d)^2] / 2`, g the gradient of the model's
-    log-likelihood for a label drawn from its own softmax. The product runs over channels *and* positions: errors at
-    neighbouring positions are alike, and where they are averaged later, as before a classifier, that decides.
+    To second order a change d of a layer's output costs :math:`E[(g\cdot d)^2] / 2`, where g are gradients whose
+    second moments are the curvature (see :func:`lowrank_plugin.gradients.pull_back`). The product runs over channels
+    *and* positions: errors at neighbouring positions are alike, and where they are averaged later, as before a
+    classifier, that decides.
 
     :param model: the network, as it was.
-    :param trials: for each layer a chain in its place and the chain's relative error.
+    :param trials: chains for each layer, their errors ascending.
     :param batches: model inputs.
     :param samples: how many samples are used.
-    :param seed: seed of the drawn labels.
+    :param seed: seed of the random draws.
     :param progress: shows a bar.
-    :return: by layer name; empty where the model's output cannot be differentiated.
+    :return: by layer name, for each trial its error and its cost per squared error, which never falls; empty where the
+        model's output cannot be differentiated.
     """
     inner: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
 
-    def watching(name: str, chain: nn.Module) -> Watch:
+    def watching(name: str, chains: Sequence[Trial]) -> Watch:
         def watch(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Callable[[Tensor], None]:
-            change = chain(layer_input(args, kwargs)) - output
+            changes = [chain(layer_input(args, kwargs)) - output for chain, _ in chains]
 
             def receive(gradient: Tensor) -> None:
-                product = (gradient * change).flatten(1).sum(dim=1, dtype=torch.float64)
+                rows = [(gradient * change).flatten(1).sum(dim=1, dtype=torch.float64) for change in changes]
                 # a layer that is called more than once puts in an error each time
-                inner[name] = inner[name] + product if name in inner else product
+                inner[name] = torch.stack(rows) + inner.get(name, 0)
 
             return receive
 
         return watch
 
     def after(batch: Any) -> None:
-        for name, product in inner.items():
+        size = batch_size(batch)
+        for name, products in inner.items():
             # where the first axis is more than samples, those of one sample stand together
-            by_sample = product.reshape(batch_size(batch), -1) if product.numel() % batch_size(batch) == 0 else product
-            sums[name] = sums.get(name, product.new_zeros(())) + by_sample.sum(dim=-1).square().sum()
+            whole = products.shape[1] % size == 0
+            by_sample = products.unflatten(1, (size, -1)).sum(dim=2) if whole else products
+            sums[name] = by_sample.square().sum(dim=1) + sums.get(name, 0)
         inner.clear()
 
     chosen = enough(batches, samples)
-    watches = {name: watching(name, chain) for name, (chain, _) in trials.items()}
+    watches = {name: watching(name, chains) for name, chains in trials.items()}
     if not pull_back(model, watches, chosen, seed=seed, description="Weighing layers", progress=progress, after=after):
         return {}
     total = sum(batch_size(batch) for batch in chosen)
-    device = next(model.parameters()).device
-    costs = {name: float(each) / total / 2 for name, each in distributed.summed(sums, device).items()}
-    return {name: cost / trials[name][1] ** 2 for name, cost in costs.items()}
+    found = distributed.summed(sums, next(model.parameters()).device)
+    return {name: _rising(trials[name], (each / total / 2).tolist()) for name, each in found.items()}
+
+
+def _rising(trials: Sequence[Trial], costs: Sequence[float]) -> list[tuple[float, float]]:
+    errors = [error for _, error in trials]
+    weights = [cost / error**2 for cost, error in zip(costs, errors, strict=True)]
+    return list(zip(errors, accumulate(weights, max), strict=True))
