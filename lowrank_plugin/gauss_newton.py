@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
 
+SHARES = (1.0, 0.5, 0.25)
+"""Parts of the way to an iterate that are tried on the samples held out: few samples point too far."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -130,8 +133,8 @@ def minimise(
 
     J is the derivative of the function in its weights, g and H slope and curvature of the loss. The iterates of
     conjugate gradients go from the start towards the minimum of the quadratic model, the well-determined directions
-    first; each is tried on the samples held out, and the best one is taken. That stops the fit to few samples where
-    it begins to harm, and no iterate that is worse than the start is ever returned.
+    first; each, and parts of the way to it, are tried on the samples held out, and the best one is taken. That stops
+    the fit to few samples where it begins to harm, and nothing that is worse than the start is ever returned.
 
     J. Martens, "Deep learning via Hessian-free optimization", ICML 2010, section 4.
 
@@ -171,12 +174,24 @@ def minimise(
         length = product / _dot(search, image)
         direction = {name: each + length * search[name] for name, each in direction.items()}
         residual = {name: each - length * image[name] for name, each in residual.items()}
-        moved = {name: each + direction[name] for name, each in start.items()}
-        after = _total(function, moved, held_out, loss)
+        tried = [_trial(function, start, direction, share, held_out, loss) for share in SHARES]
+        after, moved = min(tried, key=lambda each: each[0])
         if not after < best.after:
             break
         best = Outcome(moved, before, after, step)
     return best
+
+
+def _trial(
+    function: Callable[..., Tensor],
+    start: Weights,
+    direction: Weights,
+    share: float,
+    held_out: Sequence[Sample],
+    loss: Loss,
+) -> tuple[float, Weights]:
+    moved = {name: each + share * direction[name] for name, each in start.items()}
+    return _total(function, moved, held_out, loss), moved
 
 
 def _total(function: Callable[..., Tensor], weights: Weights, samples: Sequence[Sample], loss: Loss) -> float:

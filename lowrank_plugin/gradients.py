@@ -40,7 +40,7 @@ def collect_gradients(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Tensor]:
-    r"""The Fisher information of each layer's output: E[g g'], g the gradient of the log-likelihood under the model itself.
+    r"""The Fisher information of each layer's output: E[g g'], g the log-likelihood's gradient.
 
     A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2`` nats, if errors at different
     positions are independent; see :func:`pull_back`.

@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "plain": PLAIN,
     "no_repair": {"repair": "none"},
+    "distill": {"repair": "distill"},
     "uniform": {"policy": "uniform"},
     "frobenius": {"norm": "frobenius"},
     "two_sided": {"norm": "two-sided"},
