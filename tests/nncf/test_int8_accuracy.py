@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nncf
 import pytest
+import torch
 from common import measure
 from common.images import Images, load_model
 from torch.utils.data import DataLoader, Subset
@@ -18,7 +21,18 @@ import lowrank_nncf
 DATA = Path(__file__).parents[3] / "shared" / "data" / "imagenet"
 
 
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Large matrices, unlike those of other tests, are worth more than one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs trained weights and images in {DATA}")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_int8_costs_little_on_top_of_lowrank(tmp_path: Path) -> None:
@@ -40,5 +54,6 @@ def test_int8_costs_little_on_top_of_lowrank(tmp_path: Path) -> None:
         found.append(measure.outputs(measure.compile_openvino(path), samples))
     labels = [label for _, label in samples]
     before, after = (measure.fidelity(each, found[0], labels) for each in found[1:])
-    assert after.top1 >= before.top1 - 1
-    assert after.kl <= before.kl + 0.05
+    # measured: 0.9 points and 0.044 nats; the standard error of a difference on 650 images is about a point
+    assert after.top1 >= before.top1 - 2
+    assert after.kl <= before.kl + 0.075
