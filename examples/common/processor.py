@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,15 +26,16 @@ network(np.ones((16, 64), np.float32))
 
 @functools.cache
 def avoid_missing_tiles() -> None:
-    """Keep OpenVINO from the AMX tiles of a virtual processor that announces them and then hides their size.
+    """Keep OpenVINO and PyTorch from the AMX tiles of a virtual processor that announces them and then hides their size.
 
-    On such a machine OpenVINO would die of an illegal instruction. One that works as it says is left alone, and so is
-    a choice of the user's. Call it before the first
+    On such a machine they die of an illegal instruction. One that is seen to work as it says is left alone, and so is a
+    choice of the user's. Call it before the first
     network is compiled.
     """
     if VARIABLE in os.environ or not _announces_tiles():
         return
-    if subprocess.run([sys.executable, "-c", _PROBE], capture_output=True).returncode == -signal.SIGILL:
+    # where OpenVINO is not installed either, PyTorch's own oneDNN might meet the same processor
+    if subprocess.run([sys.executable, "-c", _PROBE], capture_output=True).returncode != 0:
         os.environ[VARIABLE] = WITHOUT_TILES
 
 
