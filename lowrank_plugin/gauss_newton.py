@@ -220,6 +220,7 @@ def _curvature(
         with warnings.catch_warnings():
             # torch's forward differentiation loads a part of torch that torch itself calls deprecated
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             output, change = jvp(at, (weights,), (tangent,))  # type: ignore[misc]
         _, pull = vjp(at, weights)  # type: ignore[misc]
         _add(total, pull(loss.curvature(output, change))[0])

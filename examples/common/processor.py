@@ -26,11 +26,10 @@ network(np.ones((16, 64), np.float32))
 
 @functools.cache
 def avoid_missing_tiles() -> None:
-    """Keep OpenVINO and PyTorch from the AMX tiles of a virtual processor that announces them and then hides their size.
+    """Keep OpenVINO and PyTorch from the AMX tiles of a virtual processor that announces them and hides their size.
 
     On such a machine they die of an illegal instruction. One that is seen to work as it says is left alone, and so is a
-    choice of the user's. Call it before the first
-    network is compiled.
+    choice of the user's. Call it before the first network runs.
     """
     if VARIABLE in os.environ or not _announces_tiles():
         return
