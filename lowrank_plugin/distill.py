@@ -135,7 +135,7 @@ def _refit(
     seed: int,
 ) -> tuple[float, float] | None:
     module = compressed.get_submodule(block.name)
-    layers = _layers(module, block, compressed)
+    layers = _layers(block, compressed)
     if not layers:
         logger.info("Block %s is not distilled: its chains are no plain convolutions or linear layers.", block.name)
         return None
@@ -181,7 +181,7 @@ def fit_module(
 
     def function(changed: Weights, inputs: tuple[Any, Any]) -> Tensor:
         # copies, because a module may change its inputs in place and these are used again
-        args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        args, kwargs = _copied(inputs)
         output: Tensor = functional_call(module, {**frozen, **changed}, args, kwargs)
         return output
 
@@ -198,7 +198,7 @@ def fit_module(
     return outcome.before / scale, outcome.after / scale
 
 
-def _layers(module: nn.Module, block: Block, model: nn.Module) -> dict[str, tuple[nn.Module, LayerAdapter]]:
+def _layers(block: Block, model: nn.Module) -> dict[str, tuple[nn.Module, LayerAdapter]]:
     """The stages of a block's chains by their names in it; only plain layers, whose patches can be seen."""
     conv = ConvAdapter()
     adapters: dict[type, LayerAdapter] = {nn.Conv1d: conv, nn.Conv2d: conv, nn.Conv3d: conv, nn.Linear: LinearAdapter()}
@@ -209,6 +209,10 @@ def _layers(module: nn.Module, block: Block, model: nn.Module) -> dict[str, tupl
         if all(type(stage) in adapters for stage in stages.values()):
             found.update({name: (stage, adapters[type(stage)]) for name, stage in stages.items()})
     return found
+
+
+def _copied(values: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
 
 
 class _EnoughError(Exception):
@@ -227,9 +231,7 @@ def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Seq
         def stop(
             _: nn.Module, args: Any, kwargs: Any, inputs: list[Any] = inputs, outputs: list[Any] = outputs
         ) -> None:
-            inputs.append(
-                pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-            )
+            inputs.append(_copied((args, kwargs)))
             if len(inputs) == len(outputs):
                 raise _EnoughError
 
