@@ -52,10 +52,10 @@ class Flow(Observing):
     def plan(self) -> dict[str, Any]:
         """Choose a decomposer and a rank for every layer."""
         candidates = self.candidates()
-        unit, limit = unit_of(self.settings)
-        if (clock := self.clock) is None or unit.measure is None or limit is None:
+        unit, share = unit_of(self.settings)
+        if (clock := self.clock) is None or unit.measure is None or share is None:
             return self.predicted(self.write(candidates, self._chosen(candidates)))
-        trial = meet(candidates, limit, lambda chosen: distributed.agreed(clock.network(chains_of(chosen))))
+        trial = meet(candidates, share, lambda chosen: distributed.agreed(clock.network(chains_of(chosen))))
         costs = {name: [candidates.proposals[name][0].cost, each.cost] for name, each in trial.chosen.items()}
         return clock.written(self.write(candidates, trial.chosen, trial.limit), costs, trial.whole)
 
@@ -79,12 +79,11 @@ class Flow(Observing):
         return Candidates(proposals, hand, weights, policy, self._whole(unit.name, proposals), insights)
 
     def _chosen(self, candidates: Candidates) -> Chosen:
-        _, limit = unit_of(self.settings)
-        if self.settings.budget is None or limit is None:
-            return candidates.by_hand()
-        if "error" in self.settings.budget:
-            return candidates.within_error(limit)
-        return candidates.within_share(limit)
+        _, share = unit_of(self.settings)
+        if share is not None:
+            return candidates.within_share(share)
+        error = (self.settings.budget or {}).get("error")
+        return candidates.by_hand() if error is None else candidates.within_error(error)
 
     def write(self, candidates: Candidates, chosen: Chosen, share: float | None = None) -> dict[str, Any]:
         """Write choices down as a plan.
@@ -101,16 +100,12 @@ class Flow(Observing):
             for name in chosen
             if len(candidates.proposals[name]) == 1
         }
-        allocation = candidates.quality(chosen, share or self._share()) if self.settings.budget else None
+        _, budget = unit_of(self.settings)
+        allocation = candidates.quality(chosen, share or budget) if self.settings.budget else None
         made = planning.make_plan(
             self.survey, self.settings, self.norm, choices, reasons, allocation, self.memory, self._effective_ranks
         )
         return distributed.agreed(planning.with_solver_bytes(made, self.survey, self.model))
-
-    def _share(self) -> float | None:
-        """What may remain of the cost; None where the budget is not one of cost."""
-        units = manager().registered("cost model")
-        return next((share for unit, share in (self.settings.budget or {}).items() if unit in units), None)
 
     def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
         measured = self.clock.measured if self.clock is not None and unit.measure is not None else None

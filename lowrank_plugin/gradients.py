@@ -68,26 +68,32 @@ def collect_gradients(
 
         return watch
 
-    chosen = enough(batches, samples)
     watches = {name: watching(layer) for name, layer in layers.items()}
-    if not pull_back(model, watches, chosen, seed=seed, description="Collecting gradients", progress=progress):
-        return {}
-    total = sum(batch_size(batch) for batch in chosen)
-    device = next(model.parameters()).device
-    return {name: each / total for name, each in distributed.summed(sums, device).items()}
+    return pull_back(
+        model,
+        watches,
+        batches,
+        sums,
+        samples=samples,
+        seed=seed,
+        description="Collecting gradients",
+        progress=progress,
+    )
 
 
 def pull_back(
     model: nn.Module,
     watches: Mapping[str, Watch],
     batches: Sequence[Any],
+    sums: Mapping[str, Tensor],
     *,
+    samples: int,
     seed: int,
     description: str,
     progress: Progress,
     after: Callable[[Any], None] = lambda batch: None,
-) -> bool:
-    r"""Run the model forwards and its log-likelihood backwards, and show layers their gradients.
+) -> dict[str, Tensor]:
+    r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
 
     What goes backwards from logits is :math:`S\,\epsilon` with independent random signs :math:`\epsilon` and
     :math:`S S^T = diag(p) - p p^T`, so that the second moments of gradients are the curvature of the KL divergence
@@ -98,12 +104,16 @@ def pull_back(
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param watches: who looks, by the names of the layers.
     :param batches: model inputs; under ``torch.distributed`` this process takes its share of them.
+    :param sums: by layer name, what is summed over the samples while the watches and ``after`` are called.
+    :param samples: how many samples are used.
     :param seed: seed of the random draws.
     :param description: for the bar.
     :param progress: shows it.
     :param after: called with each batch when its gradients have been shown.
-    :return: False, after a warning, where the model's output cannot be differentiated.
+    :return: the sums of all processes over the number of samples; empty, after a warning, where the model's output
+        cannot be differentiated.
     """
+    chosen = enough(batches, samples)
     generator = torch.Generator()
     handles = [
         model.get_submodule(name).register_forward_hook(_tap(watch), with_kwargs=True)
@@ -111,7 +121,7 @@ def pull_back(
     ]
 
     def run() -> None:
-        mine = distributed.share(batches)
+        mine = distributed.share(chosen)
         shown = progress(mine, description=description, total=len(mine))
         for done, (place, batch) in enumerate(shown, start=1):
             # a draw of its own for each batch, whichever process it falls to
@@ -125,11 +135,13 @@ def pull_back(
             distributed.together(run)
     except (RuntimeError, LowRankError) as error:
         logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
-        return False
+        return {}
     finally:
         for handle in handles:
             handle.remove()
-    return True
+    total = sum(batch_size(batch) for batch in chosen)
+    summed = distributed.summed(sums, next(model.parameters()).device)
+    return {name: each / total for name, each in summed.items()}
 
 
 class _Frozen(nn.Module):

@@ -50,6 +50,7 @@ def norm_of(settings: Settings, known: bool) -> str:
 
 
 def unit_of(settings: Settings) -> tuple[CostModelRecord, float | None]:
-    """The cost model of the budget and what may remain; MACs where the budget is no cost or there is none."""
-    unit, limit = next(iter(settings.budget.items())) if settings.budget else ("macs", None)
-    return manager().find("cost model", "macs" if unit in ("error", "accuracy_drop") else unit), limit
+    """The cost model of the budget and what may remain; MACs and None where the budget is no cost or there is none."""
+    unit, limit = next(iter(settings.budget.items())) if settings.budget else ("error", None)
+    no_cost = unit in ("error", "accuracy_drop")
+    return manager().find("cost model", "macs" if no_cost else unit), None if no_cost else limit

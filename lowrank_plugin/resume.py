@@ -9,11 +9,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lowrank_plugin.errors import PlanError
-from lowrank_plugin.files import write_whole
+from lowrank_plugin.files import read_whole, write_whole
 
 Errors = dict[str, tuple[float, float]]
 
@@ -40,13 +40,10 @@ class Notebook:
         """
         if self._path is None or not self._path.exists():
             return {}
-        try:
-            with safe_open(self._path, "pt") as file:
-                notes = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file, not a mapping
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            msg = f"Cannot read the distillation's checkpoint {str(self._path)!r}: {error}. Delete it to start anew."
-            raise PlanError(msg) from error
+        start = f"Cannot read the distillation's checkpoint {str(self._path)!r}"
+        notes, weights = read_whole(
+            self._path, _KEY, lambda cause: PlanError(f"{start}: {cause}. Delete it to start anew.")
+        )
         if notes.get("key") != self._key:
             msg = (
                 f"The distillation's checkpoint {str(self._path)!r} is of another network, plan, data or settings. "

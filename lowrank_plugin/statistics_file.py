@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lowrank_plugin.autocorrelation import Autocorrelation, Axis, Geometry
 from lowrank_plugin.collection import Observed
 from lowrank_plugin.errors import StatisticsError
-from lowrank_plugin.files import write_whole
+from lowrank_plugin.files import read_whole, write_whole
 from lowrank_plugin.moments import ChannelStatistics, Moments
 
 if TYPE_CHECKING:
@@ -56,17 +56,12 @@ def read(path: Path) -> dict[str, Any]:
     :param path: of the file.
     :raises StatisticsError: where it is missing, cut short, something else, or of a newer format.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            manifest = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            if manifest.get("format") != FORMAT:
-                found = manifest.get("format", "none")
-                msg = f"Cannot read {str(path)!r}: expected statistics of format {FORMAT}, found {found}."
-                raise StatisticsError(msg)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a file, not a mapping
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        msg = f"Cannot read statistics from {str(path)!r}; it is no whole file of them. {type(error).__name__}: {error}"
-        raise StatisticsError(msg) from error
+    start = f"Cannot read statistics from {str(path)!r}; it is no whole file of them."
+    manifest, tensors = read_whole(path, _KEY, lambda cause: StatisticsError(f"{start} {cause}"))
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format", "none")
+        msg = f"Cannot read {str(path)!r}: expected statistics of format {FORMAT}, found {found}."
+        raise StatisticsError(msg)
     layers = {name: _unpack(f"{entry['index']}.", entry, tensors) for name, entry in manifest["layers"].items()}
     gradients = {name: tensors[f"gradient.{index}"] for index, name in enumerate(manifest.get("gradients", ()))}
     facts = {key: manifest[key] for key in _FACTS}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import Problem
-from lowrank_plugin import distributed, fitting
-from lowrank_plugin.batches import Progress, batch_size, enough, no_progress
+from lowrank_plugin import fitting
+from lowrank_plugin.batches import Progress, batch_size, no_progress
 from lowrank_plugin.gradients import SAMPLES, Watch, pull_back
 from lowrank_plugin.moments import Moments
 from lowrank_plugin.solvers.svd import Svd
@@ -132,13 +132,18 @@ def weigh(
             sums[name] = by_sample.square().sum(dim=1) + sums.get(name, 0)
         inner.clear()
 
-    chosen = enough(batches, samples)
-    watches = {name: watching(name, chains) for name, chains in trials.items()}
-    if not pull_back(model, watches, chosen, seed=seed, description="Weighing layers", progress=progress, after=after):
-        return {}
-    total = sum(batch_size(batch) for batch in chosen)
-    found = distributed.summed(sums, next(model.parameters()).device)
-    return {name: _rising(trials[name], (each / total / 2).tolist()) for name, each in found.items()}
+    squares = pull_back(
+        model,
+        {name: watching(name, chains) for name, chains in trials.items()},
+        batches,
+        sums,
+        samples=samples,
+        seed=seed,
+        description="Weighing layers",
+        progress=progress,
+        after=after,
+    )
+    return {name: _rising(trials[name], (each / 2).tolist()) for name, each in squares.items()}
 
 
 def _rising(trials: Sequence[Trial], costs: Sequence[float]) -> list[tuple[float, float]]:
