@@ -37,6 +37,7 @@ SECTIONS = {
     "filter_pruning": [LOWRANK, PRUNING],
     "both": [LOWRANK, SPARSITY, PRUNING],
     "quantization": [LOWRANK, SPARSITY, QUANTIZATION],
+    "pruned and quantized": [LOWRANK, PRUNING, QUANTIZATION],
 }
 COMPILED = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("c++"), reason="NNCF compiles its quantizers")]
 
