@@ -149,16 +149,34 @@ def fit(problem: Problem, decomposer: Decomposer, rank: Rank, bias: Tensor | Non
     chain = solution.value
     if chain is None:
         error = float("nan")
-    elif moments is None:
-        error = problem.relative_error(chain)
     else:
-        # without the shrinkage that the solver worked with: this is the error that can be measured
-        measured = replace(problem, norm=Norm(moments.covariance.to(problem.kernel)))
-        error = measured.relative_error(chain)
-        difference = problem.matrix - chain.to_kernel().to(problem.kernel).reshape_as(problem.matrix)
-        shift = (difference.double() @ moments.mean.to(difference.device).unsqueeze(-1)).flatten()
-        bias = shift if bias is None else bias.detach().to(shift) + shift
+        error = as_measured(problem, moments).relative_error(chain)
+        bias = corrected(bias, problem, chain, moments)
     return Fitted(chain, bias, solution, error, time.perf_counter() - start)
+
+
+def as_measured(problem: Problem, moments: Moments | None) -> Problem:
+    """A problem in the norm whose errors are those of the layer's output, without the shrinkage that solvers work with.
+
+    :param problem: the problem.
+    :param moments: the moments of the layer's input; None leaves the problem as it is.
+    """
+    return problem if moments is None else replace(problem, norm=Norm(moments.covariance.to(problem.kernel)))
+
+
+def corrected(bias: Tensor | None, problem: Problem, chain: Factorization, moments: Moments | None) -> Tensor | None:
+    """The bias with which a chain leaves the mean of the layer's output unchanged.
+
+    :param bias: the layer's own [G*T], or None.
+    :param problem: with the layer's kernel.
+    :param chain: what takes its place.
+    :param moments: the moments of the layer's input; None leaves the bias as it is.
+    """
+    if moments is None:
+        return bias
+    difference = problem.matrix - chain.to_kernel().to(problem.kernel).reshape_as(problem.matrix)
+    shift = (difference.double() @ moments.mean.to(difference.device).unsqueeze(-1)).flatten()
+    return shift if bias is None else bias.detach().to(shift) + shift
 
 
 def usable(fitted: Mapping[str, Fitted]) -> dict[str, Fitted]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -20,7 +19,8 @@ from lowrank_plugin import fitting
 from lowrank_plugin.batches import Progress, batch_size, no_progress
 from lowrank_plugin.gradients import SAMPLES, Watch, pull_back
 from lowrank_plugin.moments import Moments
-from lowrank_plugin.solvers.svd import Svd
+from lowrank_plugin.solvers.common import is_finite, measured_error
+from lowrank_plugin.solvers.svd import Spectrum
 from lowrank_plugin.survey import Layer, layer_input
 
 TRIAL_ERRORS = (0.15, 0.3, 0.6)
@@ -64,21 +64,26 @@ def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Moments 
     :param moments: the moments of its input, or None.
     :return: the chains with their relative errors in the norm, ascending; empty where no rank is good for a trial.
     """
-    solver = Svd()
+    if not is_finite(problem):
+        return []
+    spectrum = Spectrum.of(problem)
     # the ranks that users want have no part in how much a layer matters
-    points = [point for point in solver.curve(replace(problem, rank_multiple=1)) if 0 < point.error < 1]
-    bias = module.bias if isinstance(module.bias, Tensor) else None
+    points = [point for point in spectrum.points(1) if 0 < point.error < 1]
+    measured = fitting.as_measured(problem, moments)
+    energy = float(measured.energy)
     weight: Tensor = module.weight  # type: ignore[assignment]
     trials: dict[float, Trial] = {}
     for wanted in TRIAL_ERRORS if points else ():
-        rank = min(points, key=lambda point: abs(math.log(point.error / wanted))).rank
-        fitted = fitting.fit(problem, solver, rank, bias, moments)
-        if fitted.factorization is None or not fitted.output_error > 0:
+        [rank] = min(points, key=lambda point: abs(math.log(point.error / wanted))).rank
+        factorization, _ = spectrum.chain(rank)
+        error = measured_error(measured, factorization, energy)
+        if not error > 0:
             continue
-        factors = fitted.factorization.map(lambda factor: factor.to(weight))
+        bias = fitting.corrected(module.bias, problem, factorization, moments)  # type: ignore[arg-type]
+        factors = factorization.map(lambda factor: factor.to(weight))
         # built here and not by make_chain, which would hand over the hooks that the layer has while it is watched
-        chain = layer.adapter.build(module, factors, None if fitted.bias is None else fitted.bias.to(weight))
-        trials[fitted.output_error] = chain.eval(), fitted.output_error
+        chain = layer.adapter.build(module, factors, None if bias is None else bias.to(weight))
+        trials[error] = chain.eval(), error
     return [trials[error] for error in sorted(trials)]
 
 

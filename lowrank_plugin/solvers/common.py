@@ -127,18 +127,19 @@ def extra_side(shape: KernelShape, norm: str, itemsize: int) -> int:
     return itemsize * (shape.parameters + 3 * shape.groups * shape.out_channels**2) if norm == "two-sided" else 0
 
 
-def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, itemsize: int) -> int:
+def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, itemsize: int, kernels: int = 4) -> int:
     """Extra memory of what ends every fit: scaling the chain and measuring its error.
 
     :param shape: the kernel's sizes.
     :param stages: the chain's, for one group.
     :param norm: ``Norm.name``.
     :param itemsize: bytes of one entry.
+    :param kernels: how many tensors of the kernel's size there are when the error is measured.
     :return: bytes.
     """
     chain = shape.groups * sum(stage.parameters for stage in stages) * itemsize
     kernel = shape.parameters * itemsize
-    return max(kernel + 9 * chain // 2, 4 * kernel + 2 * chain) + extra_side(shape, norm, itemsize)
+    return max(kernel + 9 * chain // 2, kernels * kernel + 2 * chain) + extra_side(shape, norm, itemsize)
 
 
 def non_finite(started: float) -> Solution:

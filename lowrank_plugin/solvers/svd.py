@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
 from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.canonical import canonical
+from lowrank_plugin.solvers.canonical import Canonical, canonical
 from lowrank_plugin.solvers.common import (
     check_dtype,
     check_rank,
@@ -62,13 +62,7 @@ class Svd:
         check_dtype(problem)
         if not is_finite(problem):
             return []
-        reduced = canonical(problem).problem
-        values = torch.linalg.eigvalsh(gram(reduced.matrix, reduced.norm.covariance)).clamp_min(0).sum(dim=0)
-        tails = values.cumsum(0)
-        total = float(tails[-1]) or 1.0
-        full = len(values)
-        errors = [(float(tails[full - r - 1]) / total) ** 0.5 if r < full else 0.0 for r in range(full + 1)]
-        return [Point((r,), errors[r]) for r in rank_grid(full, problem.rank_multiple)]
+        return Spectrum.of(problem).points(problem.rank_multiple)
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
@@ -77,11 +71,10 @@ class Svd:
         r = self._lower(problem.shape, rank)
         if not is_finite(problem):
             return non_finite(started)
-        reduction = canonical(problem)
-        chain, deficient = project_outputs(reduction.problem, r)
+        chain, deficient = Spectrum.of(problem).chain(r)
         status = Status.RANK_DEFICIENT if deficient else Status.CONVERGED
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, balance(reduction.restore(chain)), status, started, peak)
+        return record(problem, chain, status, started, peak)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.
@@ -98,13 +91,60 @@ class Svd:
         gram_bytes = 1024 + 8 * outputs**2 + 8 * block * outputs
         if norm in ("covariance", "two-sided"):
             gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
-        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize, kernels=3)
         gram_bytes = shape.groups * max(gram_bytes, 40 * outputs**2)
         return max(gram_bytes + extra_side(shape, norm, itemsize), final)
 
     def _lower(self, shape: KernelShape, rank: Rank) -> int:
         check_rank(rank, 1, "svd")
         return min(int(rank[0]), shape.out_channels, shape.in_channels * shape.taps)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    r"""The eigenvectors of :math:`W \Sigma W^\top` of a problem, from which its chains of all ranks follow.
+
+    >>> spectrum = Spectrum.of(Problem(torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None]))
+    >>> [point.rank for point in spectrum.points(2)], [len(spectrum.chain(rank)[0].stages) for rank in (2, 3)]
+    ([(2,), (3,)], [2, 2])
+
+    :param reduction: the problem in canonical form, and the way back.
+    :param values: ascending [G, T], float64.
+    :param vectors: as columns [G, T, T], float64.
+    """
+
+    reduction: Canonical
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem) -> Spectrum:
+        """Decompose a problem.
+
+        :param problem: finite, in any norm.
+        """
+        reduction = canonical(problem)
+        return cls(reduction, *_eigen(reduction.problem))
+
+    def points(self, multiple: int) -> list[Point]:
+        """The exact errors of ranks.
+
+        :param multiple: what they should be multiples of.
+        """
+        tails = self.values.clamp_min(0).sum(dim=0).cumsum(0)
+        total = float(tails[-1]) or 1.0
+        full = len(tails)
+        errors = [(float(tails[full - r - 1]) / total) ** 0.5 if r < full else 0.0 for r in range(full + 1)]
+        return [Point((r,), errors[r]) for r in rank_grid(full, multiple)]
+
+    def chain(self, rank: int) -> tuple[Factorization, bool]:
+        """The best chain of a rank for the problem as it was asked.
+
+        :param rank: R, at most the number of eigenvalues.
+        :return: the chain, and whether the kernel's own rank is lower.
+        """
+        chain, deficient = _project(self.reduction.problem, self.values, self.vectors, rank)
+        return balance(self.reduction.restore(chain)), deficient
 
 
 def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
@@ -114,7 +154,15 @@ def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
     :param rank: R, at most the kernel's outputs.
     :return: the chain, its last stage with orthonormal columns, and whether the kernel's own rank is lower.
     """
+    return _project(problem, *_eigen(problem), rank)
+
+
+def _eigen(problem: Problem) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(gram(problem.matrix, problem.norm.covariance))
+    return values, vectors
+
+
+def _project(problem: Problem, values: Tensor, vectors: Tensor, rank: int) -> tuple[Factorization, bool]:
     eps = torch.finfo(problem.kernel.dtype).eps
     # A covariance is itself rounded to the kernel's dtype, which shifts eigenvalues by eps; without one, singular
     # values are only limited by the rounding of the kernel, that is, eigenvalues by its square, and by this Gram's own.
