@@ -6,6 +6,7 @@
 from lowrank_plugin.api import apply, collect_statistics, decompose, plan
 from lowrank_plugin.dense import to_dense
 from lowrank_plugin.reporting import report
+from lowrank_plugin.rotation import rotate_chains
 from lowrank_plugin.state import get_state, restore
 from lowrank_plugin.statistics import Statistics
 
@@ -18,5 +19,6 @@ __all__ = [
     "plan",
     "report",
     "restore",
+    "rotate_chains",
     "to_dense",
 ]

@@ -86,3 +86,32 @@ def test_samples_and_type_of_the_range(model: nn.Module, images: Tensor) -> None
     assert widest == pytest.approx(max(float(item.abs().max()) for item in items), rel=0.02)
     assert one < mean < widest
     assert torch.isfinite(torch.tensor(limit(type="mean_percentile")))
+
+
+def sizes(stage: nn.Module, model: nn.Module, images: Tensor) -> Tensor:
+    """The mean squares of the channels that a stage puts out."""
+    seen: list[Tensor] = []
+    with stage.register_forward_hook(lambda module, args, output: seen.append(output)), torch.no_grad():
+        model.eval()(images)
+    return seen[0].square().mean(dim=(0, 2, 3))
+
+
+def test_chains_are_rotated_in_a_copy(model: nn.Module, dataset: nncf.Dataset, images: Tensor) -> None:
+    lowrank = {"algorithm": "lowrank", "ranks": {"conv": 16}, "decomposers": ["spatial_svd"]}
+    _, small = lowrank_nncf.create_compressed_model(model, {"compression": lowrank}, dataset)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    _, quantized = lowrank_nncf.create_compressed_model(small, {"compression": QUANTIZATION}, dataset)
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    unequal, equal = sizes(small.conv[0], small, images), sizes(quantized.conv[0], quantized, images)
+    assert float(unequal.max() / unequal.min()) > 2 > 1.2 > float(equal.max() / equal.min())
+
+
+def test_chains_with_masks_keep_their_weights(model: nn.Module, dataset: nncf.Dataset) -> None:
+    lowrank = {"algorithm": "lowrank", "ranks": {"conv": 16}, "decomposers": ["svd"]}
+    pruning = {"algorithm": "magnitude_sparsity", "sparsity_init": 0.5}
+    config = {"input_info": {"sample_size": [1, 3, 12, 12]}, "compression": [lowrank, pruning]}
+    _, small = lowrank_nncf.create_compressed_model(model, config, dataset)
+    config["compression"] = [lowrank, pruning, QUANTIZATION]
+    _, quantized = lowrank_nncf.create_compressed_model(model, config, dataset)
+    for before, after in zip(small.conv, quantized.conv, strict=True):
+        assert torch.equal(before.weight, after.weight)

@@ -13,13 +13,16 @@ from nncf.quantization.advanced_parameters import QuantizationMode, Quantization
 from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 from torch import nn
 
+import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
-from lowrank_nncf.errors import CalibrationError, ConfigurationError
+from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
+from lowrank_nncf.logs import progress
 from lowrank_nncf.nncf3 import adaptation, scopes
 from lowrank_nncf.nncf3.inputs import items_for
 from lowrank_nncf.nncf3.schema import SCOPING
 from lowrank_nncf.nncf3.statistics import QuantizationStatistics
-from lowrank_nncf.nncf3.wrapping import check_can_be_wrapped
+from lowrank_nncf.nncf3.wrapping import check_can_be_wrapped, hooks
+from lowrank_plugin.reporting import RECORD
 
 _RANGES: dict[str, RangeEstimatorParameters] = {
     "min_max": RangeEstimatorParametersSet.MINMAX,
@@ -99,6 +102,7 @@ def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
 def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> tuple[nn.Module, Any]:
     check_can_be_wrapped(model, "quantization")
     samples = section.get("initializer", {}).get("range", {}).get("num_init_samples", 300)
+    model = _rotated(model, context)
     training = {name: module.training for name, module in model.named_modules()}
     try:
         quantized = nncf.quantize(
@@ -118,6 +122,14 @@ def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
     for name, module in quantized.named_modules():
         module.training = training.get(name, model.training)
     return quantized, QuantizationStatistics.of(quantized)
+
+
+def _rotated(model: nn.Module, context: CompressionContext) -> nn.Module:
+    """A copy whose chains lose less by int8; the model itself where there are none, or masks lie on their weights."""
+    if not hasattr(model, RECORD) or next(hooks(model), None) is not None:
+        return model
+    with as_nncf_errors():
+        return lowrank_plugin.rotate_chains(model, context.dataset, progress=progress)
 
 
 def _advanced(section: Mapping[str, Any]) -> nncf.AdvancedQuantizationParameters:
