@@ -108,4 +108,5 @@ def _append(kernel: Tensor, stage: Stage) -> Tensor:
     """Compose ``kernel`` [G, C, S, *a] with a stage that takes its C channels; on each axis one extent must be 1."""
     blocks = kernel.unflatten(1, (stage.groups, -1))
     weight = stage.weight.unflatten(1, (stage.groups, -1))
-    return torch.einsum("gmoc...,gmcs...->gmos...", weight, blocks).flatten(1, 2)
+    # contiguous here: the next product would copy, and keep, what is a view of another order
+    return torch.einsum("gmoc...,gmcs...->gmos...", weight, blocks).contiguous().flatten(1, 2)

@@ -61,4 +61,6 @@ class Norm:
         :param matrix: W, [G, T, S*K].
         :return: [G], never below zero.
         """
-        return (self.apply(matrix) * matrix).sum(dim=(-2, -1)).clamp_min(0)
+        if self.covariance is None and self.gradient is None:
+            return matrix.square().sum(dim=(-2, -1))
+        return self.apply(matrix).mul_(matrix).sum(dim=(-2, -1)).clamp_min(0)

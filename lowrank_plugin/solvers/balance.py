@@ -31,38 +31,44 @@ def balance(chain: Factorization, passes: int = 8) -> Factorization:
     :param passes: rounds over the pairs of a chain with more than two stages.
     :return: the chain, same shapes, dtypes and devices.
     """
-    stages = list(chain.stages)
-    for _ in range(passes if len(stages) > 2 else 1):
-        for index in range(len(stages) - 1):
-            stages[index], stages[index + 1] = _balance_pair(stages[index], stages[index + 1])
-    return Factorization(tuple(stages))
+    squares = [_squares(stage.weight) for stage in chain.stages]
+    axes = [_read_axis(stage) for stage in chain.stages[1:]]
+    scales = [torch.ones_like(each[:, :, 0]) for each in squares[:-1]]
+    for _ in range(passes if len(squares) > 2 else 1):
+        for index, axis in enumerate(axes):
+            if axis is not None:
+                made, read = squares[index].mean(dim=2), squares[index + 1].mean(dim=3 - axis)
+                usable = (made > 0) & (read > 0)
+                scale = torch.where(usable, read / made, torch.ones_like(made)).sqrt()
+                squares[index] *= scale[:, :, None]
+                squares[index + 1] /= scale.unsqueeze(3 - axis)
+                scales[index] *= scale.sqrt()
+    weights = [stage.weight.clone() for stage in chain.stages]
+    for index, (scale, axis) in enumerate(zip(scales, axes, strict=True)):
+        if axis is not None:
+            weights[index] *= _along(scale, weights[index], 1)
+            weights[index + 1] /= _along(scale, weights[index + 1], axis)
+    return Factorization(tuple(Stage(weight, each.groups) for weight, each in zip(weights, chain.stages, strict=True)))
 
 
-def _balance_pair(first: Stage, second: Stage) -> tuple[Stage, Stage]:
-    depthwise = second.groups == second.shape.in_channels and second.groups == second.shape.out_channels
-    if second.groups != 1 and not depthwise:
-        return first, second
-    axis = 1 if depthwise else 2
-    made, read = _root_mean_square(first.weight, 1), _root_mean_square(second.weight, axis)
-    usable = (made > 0) & (read > 0)
-    scale = torch.where(usable, (read / made).sqrt(), torch.ones_like(made))
-    return (
-        Stage(first.weight * _along(scale, first.weight, 1), first.groups),
-        Stage(second.weight / _along(scale, second.weight, axis), second.groups),
-    )
+def _read_axis(stage: Stage) -> int | None:
+    """The axis of a stage's weight that its input channels are on; None where they are on several."""
+    if stage.groups == 1:
+        return 2
+    depthwise = stage.groups == stage.shape.in_channels == stage.shape.out_channels
+    return 1 if depthwise else None
 
 
-def _root_mean_square(weight: Tensor, axis: int) -> Tensor:
-    """The root mean square of [G, ...] over all axes but the first and ``axis``: [G, channels]."""
-    rows = weight.movedim(axis, 1).flatten(2)
-    # Entries of a kernel of 1e-8 vanish when squared in float32, so the largest is taken out first.
-    largest = rows.abs().amax(dim=2)
-    unit = rows / torch.where(largest > 0, largest, torch.ones_like(largest))[:, :, None]
-    return largest * unit.square().mean(dim=2).sqrt()
+def _squares(weight: Tensor) -> Tensor:
+    """The mean square over the taps, float64 [G, out, in]."""
+    # The square of an entry of 1e-25 vanishes in float32, so the largest is taken out first.
+    largest = torch.stack(weight.aminmax()).abs().amax()
+    unit = weight / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return unit.square_().reshape(*weight.shape[:3], -1).mean(dim=3).double() * largest.double().square()
 
 
 def _along(scale: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """[G, channels] shaped to multiply ``weight`` along ``axis``."""
+    """[G, channels] shaped to multiply ``weight`` along ``axis``, in its dtype."""
     shape = [scale.shape[0]] + [1] * (weight.dim() - 1)
     shape[axis] = scale.shape[1]
-    return scale.reshape(shape)
+    return scale.reshape(shape).to(weight)

@@ -98,7 +98,8 @@ def _roots(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def _power_of_two(matrix: Tensor) -> Tensor:
     """The power of two next below the largest entry, a scalar tensor; 1 for a zero kernel."""
-    largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
+    # Without the copy that abs() makes.
+    largest = torch.stack(matrix.aminmax()).abs().amax() if matrix.numel() else matrix.new_zeros(())
     return torch.where(largest > 0, largest, torch.ones_like(largest)).log2().floor().exp2()
 
 

@@ -78,7 +78,7 @@ def measured_error(problem: Problem, chain: Factorization, energy: float | None 
     :param energy: squared norm of the kernel, where it is known.
     :return: the relative error.
     """
-    difference = problem.matrix - chain.to_kernel().to(problem.kernel).reshape_as(problem.matrix)
+    difference = chain.to_kernel().to(problem.kernel).reshape_as(problem.matrix).sub_(problem.matrix)
     error = float(problem.norm.squared(difference).double().sum())
     total = float(problem.energy if energy is None else energy)
     return math.sqrt(error / total) if total > 0 else math.sqrt(error)
@@ -127,19 +127,31 @@ def extra_side(shape: KernelShape, norm: str, itemsize: int) -> int:
     return itemsize * (shape.parameters + 3 * shape.groups * shape.out_channels**2) if norm == "two-sided" else 0
 
 
-def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, itemsize: int, kernels: int = 4) -> int:
+def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, itemsize: int) -> int:
     """Extra memory of what ends every fit: scaling the chain and measuring its error.
 
     :param shape: the kernel's sizes.
     :param stages: the chain's, for one group.
     :param norm: ``Norm.name``.
     :param itemsize: bytes of one entry.
-    :param kernels: how many tensors of the kernel's size there are when the error is measured.
     :return: bytes.
     """
-    chain = shape.groups * sum(stage.parameters for stage in stages) * itemsize
-    kernel = shape.parameters * itemsize
-    return max(kernel + 9 * chain // 2, kernels * kernel + 2 * chain) + extra_side(shape, norm, itemsize)
+    chain = sum(stage.parameters for stage in stages)
+    kernel = shape.parameters // shape.groups
+    measured, before, taps = 2 * kernel, 0, 1
+    for stage in stages:
+        taps *= math.prod(stage.kernel_size)
+        product = stage.out_channels * shape.in_channels * taps
+        # A product with taps comes out in another order than it is needed in.
+        extra = max(stage.parameters, product) if math.prod(stage.kernel_size) > 1 else 0
+        measured, before = max(measured, before + product + extra), product
+    scaled = max(chain, *(stage.parameters for stage in stages))
+    small = 16 * sum(stage.parameters // math.prod(stage.kernel_size) for stage in stages)
+    # The way back from the triangular factor that stands for a kernel with more outputs than inputs.
+    columns = kernel // shape.out_channels
+    lift = kernel + columns**2 if columns < shape.out_channels else 0
+    whole = itemsize * (chain + lift + max(measured, scaled)) + small
+    return shape.groups * whole + extra_side(shape, norm, itemsize)
 
 
 def non_finite(started: float) -> Solution:

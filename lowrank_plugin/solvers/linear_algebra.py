@@ -33,6 +33,24 @@ def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root.unsqueeze(-2)) @ vectors.mT, (vectors * inverse.unsqueeze(-2)) @ vectors.mT
 
 
+def overwriting_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix; the vectors take the memory of the matrix.
+
+    >>> values, vectors = overwriting_eigh(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+    >>> values, vectors.abs()
+    (tensor([1., 2.]), tensor([[0., 1.],
+            [1., 0.]]))
+
+    :param matrix: [..., n, n], contiguous.
+    :return: [..., n] and [..., n, n].
+    """
+    # LAPACK's layout, in which it works where the matrix lies.
+    vectors = matrix.mT
+    values = matrix.new_empty(matrix.shape[:-1])
+    torch.linalg.eigh(vectors, out=(values, vectors))
+    return values, vectors
+
+
 def cholesky(matrix: Tensor) -> Tensor:
     """The lower Cholesky factor of a positive semi-definite matrix, with the least relative ridge that makes it exist.
 

@@ -88,9 +88,10 @@ class SpatialSvd:
             return non_finite(started)
         reduction = canonical(problem)
         chain, status, errors, energy = self._solve(reduction.problem, r)
+        chain = balance(reduction.restore(chain))
         energy = None if energy is None else energy * reduction.scale**2
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors, energy)
+        return record(problem, chain, status, started, peak, errors, energy)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.

@@ -25,6 +25,7 @@ from lowrank_plugin.solvers.common import (
     rank_grid,
     record,
 )
+from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
 
 _BLOCK = 512
 """Columns of the covariance that are converted to float64 at a time."""
@@ -88,11 +89,11 @@ class Svd:
         columns = shape.in_channels * shape.taps
         outputs = min(shape.out_channels, columns)
         block = max(1, min(_BLOCK, columns // 4))
-        gram_bytes = 1024 + 8 * outputs**2 + 8 * block * outputs
+        gram_bytes = 4096 + 8 * outputs**2 + 8 * block * outputs
         if norm in ("covariance", "two-sided"):
             gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
-        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize, kernels=3)
-        gram_bytes = shape.groups * max(gram_bytes, 40 * outputs**2)
+        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        gram_bytes = shape.groups * max(gram_bytes, 4096 + 25 * outputs**2)
         return max(gram_bytes + extra_side(shape, norm, itemsize), final)
 
     def _lower(self, shape: KernelShape, rank: Rank) -> int:
@@ -158,8 +159,7 @@ def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
 
 
 def _eigen(problem: Problem) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(gram(problem.matrix, problem.norm.covariance))
-    return values, vectors
+    return overwriting_eigh(gram(problem.matrix, problem.norm.covariance))
 
 
 def _project(problem: Problem, values: Tensor, vectors: Tensor, rank: int) -> tuple[Factorization, bool]:
@@ -176,7 +176,7 @@ def _project(problem: Problem, values: Tensor, vectors: Tensor, rank: int) -> tu
 
 
 def gram(matrix: Tensor, covariance: Tensor | None) -> Tensor:
-    r"""Return :math:`W \Sigma W^\top`, symmetric to the last bit.
+    r"""Return :math:`W \Sigma W^\top`, symmetric but for rounding.
 
     In float64: the error at a nearly full rank is a difference of its eigenvalues, of which the smallest are below
     the float32 rounding of the largest. The covariance is converted a block at a time.
@@ -194,4 +194,4 @@ def gram(matrix: Tensor, covariance: Tensor | None) -> Tensor:
         narrow = matrix[:, :, block].double()
         seen = narrow if covariance is None or wide is None else wide @ covariance[:, :, block].double()
         product.baddbmm_(seen, narrow.mT)
-    return (product + product.mT) / 2
+    return product

@@ -26,7 +26,7 @@ from lowrank_plugin.solvers.common import (
     record,
 )
 from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.hooi import Hooi
+from lowrank_plugin.solvers.hooi import Hooi, hooi_size
 from lowrank_plugin.solvers.svd import Svd, project_outputs
 from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, nested_basis, project, whiten
 
@@ -62,7 +62,7 @@ class Tucker2:
     ('CONVERGED', 0.0)
 
     :param max_steps: the most sweeps.
-    :param rtol: relative decrease of the squared error below which the iteration ends; a hundredth of it in the plain
+    :param rtol: relative decrease of the squared error below which the iteration ends; an eightieth of it in the plain
         norm, and three times the sweeps, which are cheap there.
     :param cg_steps: conjugate-gradient steps a sweep (covariance norms only).
     :param relaxation: over-relaxation of each update of the input factor, from 1 to below 2 (covariance norms only).
@@ -114,9 +114,10 @@ class Tucker2:
             return non_finite(started)
         reduction = canonical(problem)
         chain, status, errors, energy = self._solve(reduction.problem, problem.shape, *rank)
+        chain = balance(reduction.restore(chain))
         energy = None if energy is None else energy * reduction.scale**2
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, balance(reduction.restore(chain)), status, started, peak, errors, energy)
+        return record(problem, chain, status, started, peak, errors, energy)
 
     def bounded(self, problem: Problem, error: float) -> Solution:
         """Choose the ranks as well: the fewest parameters whose relative error is at most ``error``.
@@ -176,13 +177,13 @@ class Tucker2:
         :param itemsize: bytes of one entry of the kernel.
         :return: bytes.
         """
-        rank_out, rank_in = lower(shape, rank)
+        rank_out, rank_in = rank = lower(shape, rank)
         final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
         if rank_in >= shape.in_channels:
             return max(final, Svd().peak_bytes(shape, (rank_out,), norm, itemsize))
         if norm not in ("covariance", "two-sided"):
-            small = 40 * max(shape.in_channels, min(shape.out_channels, shape.in_channels * shape.taps)) ** 2
-            return max(final, shape.groups * small + 4 * shape.parameters * itemsize)
+            outputs = min(shape.out_channels, shape.in_channels * shape.taps)
+            return max(final, shape.groups * itemsize * hooi_size(outputs, shape.in_channels, shape.taps, *rank))
         fit = fit_bytes(shape, shape.in_channels, rank_in, rank_out, itemsize)
         return max(final, fit + extra_side(shape, norm, itemsize))
 
@@ -219,15 +220,13 @@ class Tucker2:
     def _plain(
         self, kernel: Tensor, rank_out: int, rank_in: int
     ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
-        start = nested_basis(kernel, None, rank_in)
         folded = kernel.transpose(2, 3).contiguous()
-        squared = folded.square().sum(dim=(1, 2, 3), dtype=torch.float64)
-        outcome = iterate(Hooi(folded, squared, start, rank_out), 3 * self.max_steps, self.rtol / 100)
-        state = outcome.state
-        core = (state.left.mT @ project(kernel.flatten(2), state.basis)).unflatten(2, (rank_in, -1))
-        energy = float(squared.sum())
+        squared = folded.flatten(2).square().sum(dim=2).sum(dim=1, dtype=torch.float64)
+        algorithm = Hooi(folded, squared, rank_out, rank_in)
+        outcome = iterate(algorithm, 3 * self.max_steps, self.rtol / 80)
+        state, energy = outcome.state, float(squared.sum())
         errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
-        return state.basis, state.left, core, outcome.status, errors, energy
+        return state.basis, state.left, algorithm.core(state), outcome.status, errors, energy
 
 
 def lower(shape: KernelShape, rank: Rank) -> tuple[int, int]:

@@ -155,10 +155,10 @@ class Tucker2Spatial:
         algorithm = _Hybrid(folded, problem.shape.kernel_size, *ranks, self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
         energy = folded.norm_squared() * reduction.scale**2
-        chain = _chain(outcome.state, problem.shape, rank_in, rank_out)
+        chain = balance(reduction.restore(_chain(outcome.state, problem.shape, rank_in, rank_out)))
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
         errors = folded.history(outcome.errors)
-        return record(problem, balance(reduction.restore(chain)), outcome.status, started, peak, errors, energy)
+        return record(problem, chain, outcome.status, started, peak, errors, energy)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.

@@ -11,6 +11,7 @@ import torch
 from problems import CASES, covariance, eckart_young, exact_tucker, normal, power_law_kernel
 
 from lowrank_hooks import Norm, Problem, Status
+from lowrank_plugin.solvers.hooi import filtered
 from lowrank_plugin.solvers.svd import Svd
 from lowrank_plugin.solvers.tensorly_conversion import from_tucker_tensor, to_tucker_tensor
 from lowrank_plugin.solvers.tensorly_tucker import TensorlyPartialTucker
@@ -82,6 +83,43 @@ def test_plain_residual_is_no_worse_than_tensorly(rank: tuple[int, int]) -> None
     ours = Tucker2().fit(problem, rank).statistics["relative_error"]
     theirs = TensorlyPartialTucker().fit(problem, rank).statistics["relative_error"]
     assert ours <= theirs * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.7, 2.5])
+def test_plain_limit_is_that_of_singular_value_decompositions(decay: float) -> None:
+    problem = Problem(power_law_kernel(1, 20, 16, 3, 3, decay=decay))
+    solution = PATIENT.fit(problem, (8, 6))
+    tensor = problem.kernel[0].flatten(2).numpy()
+    right = np.linalg.svd(tensor.transpose(1, 0, 2).reshape(16, -1))[0][:, :6]
+    for _ in range(2000):
+        left = np.linalg.svd(np.einsum("tsk,sr->trk", tensor, right).reshape(20, -1))[0][:, :8]
+        right = np.linalg.svd(np.einsum("tsk,tq->sqk", tensor, left).reshape(16, -1))[0][:, :6]
+    core = np.einsum("tsk,tq,sr->qrk", tensor, left, right)
+    limit = (1 - np.linalg.norm(core) ** 2 / np.linalg.norm(tensor) ** 2) ** 0.5
+    assert solution.statistics["relative_error"] == pytest.approx(limit, rel=1e-4)
+    errors = solution.statistics["errors"]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_filter_improves_a_basis(dtype: torch.dtype) -> None:
+    axes = torch.linalg.qr(normal(2, 12, 12)).Q
+    near = torch.linalg.qr(axes[:, :, :4] + 0.1 * normal(2, 12, 4)).Q.to(dtype)
+    gram = ((axes * torch.arange(12, 0, -1)) @ axes.mT).to(dtype)
+    better = filtered(gram, near)
+    torch.testing.assert_close(better.mT @ better, torch.eye(4, dtype=dtype).expand(2, -1, -1))
+
+    def missed(basis: torch.Tensor) -> float:
+        return float(torch.linalg.matrix_norm(axes[:, :, 4:].mT @ basis.double()).max())
+
+    assert missed(better) < missed(near) / 2
+
+
+def test_filter_leaves_a_steep_spectrum_to_eigenvectors() -> None:
+    gram = torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0]))[None]
+    near = torch.linalg.qr(torch.eye(5)[None, :, :3] + 1e-3 * normal(1, 5, 3, dtype=torch.float32)).Q
+    basis = filtered(gram, near)
+    torch.testing.assert_close((basis[0, :2] @ basis[0, :2].mT), torch.eye(2))
 
 
 def test_covariance_lowers_the_output_error() -> None:
