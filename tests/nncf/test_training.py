@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import nncf
@@ -16,10 +17,12 @@ import pytest
 import torch
 from nncf.torch.function_hook import is_wrapped
 from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask
+from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
 import lowrank_nncf
 from lowrank_nncf import CompressionStage
+from lowrank_nncf.nncf3.wrapping import hooks
 
 LOWRANK = {"algorithm": "lowrank", "ranks": {"conv": 16}, "decomposers": ["svd"]}
 QUANTIZATION = {"algorithm": "quantization"}
@@ -211,6 +214,20 @@ def test_strip_of_quantizers(model: nn.Module, images: Tensor, dataset: nncf.Dat
         # NNCF 3.0 does it by itself, later versions with the help of torchao
         assert re.search(r"'torchao'.*pip install torchao", str(error))
     assert torch.allclose(outputs(compressed, images), before, atol=1e-5)
+
+
+@pytest.mark.skipif(not find_spec("torchao"), reason="NNCF strips quantizers with the help of torchao")
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+def test_stripped_quantizers_are_those_of_torch(model: nn.Module, images: Tensor, dataset: nncf.Dataset) -> None:
+    controller, compressed = compress(model, dataset, LOWRANK, {**QUANTIZATION, "overflow_fix": "disable"})
+    before = outputs(compressed, images)
+    stripped = controller.strip()
+    assert next(hooks(compressed, (BaseQuantizer,)), None) is not None
+    assert next(hooks(stripped, (BaseQuantizer,)), None) is None
+    assert {type(hook).__name__ for _, hook in hooks(stripped)} == {"FakeQuantize"}
+    torch.testing.assert_close(outputs(stripped, images), before, rtol=1e-4, atol=1e-4)
+    assert controller.strip(do_copy=False) is compressed
+    assert torch.equal(outputs(compressed, images), outputs(stripped, images))
 
 
 def test_exported_model_has_zeros(model: nn.Module, images: Tensor, dataset: nncf.Dataset, tmp_path: Any) -> None:
