@@ -60,3 +60,12 @@ def model(images: Tensor) -> nn.Module:
 def dataset(images: Tensor) -> nncf.Dataset:
     """The images in batches of eight, with labels that must be ignored."""
     return nncf.Dataset([(batch, None) for batch in images.split(8)], lambda item: item[0])
+
+
+@pytest.fixture
+def fresh(model: nn.Module) -> nn.Module:
+    """The network as its constructor makes it, with other weights."""
+    made = type(model)()
+    for parameter in made.parameters():
+        nn.init.ones_(parameter)
+    return made.eval()

@@ -16,7 +16,7 @@ from typing import Any
 import nncf
 import pytest
 import torch
-from safetensors import safe_open
+from sections import LOWRANK, SECTIONS, compress
 from torch import Tensor, nn
 from untouched import assert_same_state, state_of
 
@@ -27,38 +27,15 @@ from lowrank_plugin import plugins
 from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import manager
 
-LOWRANK = {"algorithm": "lowrank", "ranks": {"conv": 8, "head": 8}, "decomposers": ["svd"]}
-SECTIONS: dict[str, dict[str, Any]] = {
-    "lowrank": LOWRANK,
-    "magnitude": {"algorithm": "magnitude_sparsity", "sparsity_init": 0.5},
-    "rb": {"algorithm": "rb_sparsity"},
-    "quantization": {"algorithm": "quantization"},
-}
 COMBINATIONS = [
     names for count in range(1, 4) for names in combinations(SECTIONS, count) if not {"magnitude", "rb"} <= set(names)
 ]
 RANKS = {"tucker2": 2, "tensorly:partial_tucker": 2, "tucker2_spatial": 3, "tucker2_cpd": 3}
 
 
-def compress(
-    model: nn.Module, dataset: nncf.Dataset, *names: str
-) -> tuple[lowrank_nncf.CompressionController, nn.Module]:
-    config = {"input_info": {"sample_size": [1, 3, 12, 12]}, "compression": [SECTIONS[name] for name in names]}
-    return lowrank_nncf.create_compressed_model(model, config, dataset)
-
-
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         return copy.deepcopy(model).eval()(images)
-
-
-@pytest.fixture
-def fresh(model: nn.Module) -> nn.Module:
-    """The network as its constructor makes it, with other weights."""
-    made = type(model)()
-    for parameter in made.parameters():
-        nn.init.ones_(parameter)
-    return made.eval()
 
 
 @pytest.fixture
@@ -295,64 +272,6 @@ def test_compressed_model_is_not_fresh(state: dict[str, Any], model: nn.Module, 
     _, quantized = compress(model, dataset, "quantization")
     with pytest.raises(nncf.UnsupportedModelError, match="already carries NNCF's hooks"):
         lowrank_nncf.load_from_state(quantized, state)
-
-
-def test_damaged_files(model: nn.Module, dataset: nncf.Dataset, fresh: nn.Module, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    controller, _ = compress(model, dataset, "lowrank", "quantization")
-    lowrank_nncf.save(path, controller)
-    whole = path.read_bytes()
-    before = state_of(fresh)
-    for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(nncf.ValidationError, match=r"model.safetensors' is damaged, or no safetensors file"):
-            lowrank_nncf.load(path, fresh)
-        assert path.read_bytes() == whole[:length]
-    path.write_bytes(whole.replace(b'{\\"format\\"', b'[\\"format\\"'))
-    with pytest.raises(nncf.ValidationError, match=r"state in .* is damaged"):
-        lowrank_nncf.load(path, fresh)
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(nncf.ValidationError, match=r"weights but no state"):
-        lowrank_nncf.load(path, fresh)
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() is None
-    assert_same_state(fresh, before)
-    with pytest.raises(FileNotFoundError):
-        lowrank_nncf.load(tmp_path / "gone.safetensors", fresh)
-
-
-def test_weights_of_another_network(model: nn.Module, dataset: nncf.Dataset, fresh: nn.Module, tmp_path: Path) -> None:
-    controller, _ = compress(model, dataset, "lowrank")
-    lowrank_nncf.save(tmp_path / "model.safetensors", controller)
-    fresh.more = nn.Linear(3, 3)
-    with pytest.raises(nncf.ValidationError, match=r"(?s)do not fit.*more.weight"):
-        lowrank_nncf.load(tmp_path / "model.safetensors", fresh)
-
-
-def test_failed_save_leaves_the_old_file(model: nn.Module, dataset: nncf.Dataset, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"old")
-    controller, compressed = compress(model, dataset, "lowrank")
-    compressed.register_buffer("odd", torch.ones(2, dtype=torch.cdouble).to_sparse())
-    with pytest.raises((ValueError, RuntimeError, KeyError, NotImplementedError)):
-        lowrank_nncf.save(path, controller)
-    assert path.read_bytes() == b"old"
-    assert [child.name for child in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-def test_odd_state_dict(model: nn.Module, dataset: nncf.Dataset, tmp_path: Path) -> None:
-    class Odd(type(model)):  # type: ignore[misc]
-        def get_extra_state(self) -> str:
-            return "text"
-
-        def set_extra_state(self, state: str) -> None:
-            """Take nothing up."""
-
-    controller, _ = compress(Odd(), dataset, "lowrank")
-    with pytest.raises(nncf.ValidationError, match=r"'_extra_state', which is no tensor.*torch.save"):
-        lowrank_nncf.save(tmp_path / "model.safetensors", controller)
 
 
 def test_config_of_another_model(state: dict[str, Any], fresh: nn.Module) -> None:

@@ -11,9 +11,6 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from torch import nn
 
 import lowrank_plugin
@@ -21,7 +18,6 @@ from lowrank_hooks import CostModelRecord, StageShape, hookimpl
 from lowrank_plugin import latency, runtimes, stand_ins
 from lowrank_plugin.costs import macs
 from lowrank_plugin.errors import BudgetError, ConfigurationError
-from lowrank_plugin.interpolation import MonotoneGrid
 from lowrank_plugin.latency import LatencyModel, family, grid, widths, with_widths
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.runtimes import PyTorchRuntime, interleaved, make_runtime
@@ -142,31 +138,6 @@ def test_a_cache_that_cannot_be_written_only_warns(network, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert LatencyModel(context(network), Counting()).layer("2", [()]) == [32 * 24 * 9]
     assert "cannot be kept" in caplog.text
-
-
-@hypothesis_settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.data())
-def test_interpolation_is_monotone_whatever_the_noise(data):
-    axes = [
-        sorted(data.draw(st.sets(st.integers(1, 64), min_size=1, max_size=5)))
-        for _ in range(data.draw(st.integers(1, 3)))
-    ]
-    size = [len(axis) for axis in axes]
-    count = torch.Size(size).numel()
-    values = torch.tensor(data.draw(st.lists(st.floats(0.01, 10), min_size=count, max_size=count))).double()
-    between = MonotoneGrid.of(axes, values.reshape(size))
-    low = [data.draw(st.integers(1, 80)) for _ in axes]
-    high = [x + data.draw(st.integers(0, 40)) for x in low]
-    assert between(high) >= between(low) - 1e-9
-    assert values.min() - 1e-9 <= between(low) <= values.max() + 1e-9
-
-
-def test_interpolation_keeps_what_rises_already():
-    axes = [(1, 2, 5), (3, 4)]
-    values = torch.tensor([[1.0, 2.0], [1.5, 4.0], [3.0, 9.0]])
-    between = MonotoneGrid.of(axes, values)
-    for i, j in itertools.product(range(3), range(2)):
-        assert between((axes[0][i], axes[1][j])) == values[i, j]
 
 
 def test_families_and_their_widths():
