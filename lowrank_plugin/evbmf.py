@@ -118,8 +118,8 @@ def _input_squares(problem: Problem) -> Tensor:
 
     :param problem: in canonical form.
     """
-    mean_block = fold(problem, 1).mean_block
+    means = fold(problem, 1).means
     unfolded = problem.kernel.transpose(1, 2).flatten(2).double()
-    if mean_block is not None:
-        unfolded = cholesky(mean_block.double()).mT @ unfolded
+    if means is not None:
+        unfolded = cholesky(means[0].double()).mT @ unfolded
     return torch.linalg.eigvalsh(unfolded @ unfolded.mT)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+_BLOCK = 512
+"""Columns that a squared norm is computed for at a time."""
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -61,6 +64,16 @@ class Norm:
         :param matrix: W, [G, T, S*K].
         :return: [G], never below zero.
         """
-        if self.covariance is None and self.gradient is None:
-            return matrix.square().sum(dim=(-2, -1))
-        return self.apply(matrix).mul_(matrix).sum(dim=(-2, -1)).clamp_min(0)
+        if self.covariance is None:
+            image = self.apply(matrix)
+            return (image * matrix).sum(dim=(-2, -1)).clamp_min(0)
+        # Every pair of columns counts twice, so half of the symmetric covariance is enough.
+        covariance, total = self.covariance.to(matrix), 0.0
+        for begin in range(0, matrix.shape[-1], _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            image = matrix[..., block] @ covariance[:, block, block]
+            image += 2 * (matrix[..., :begin] @ covariance[:, :begin, block])
+            if self.gradient is not None:
+                image = self.gradient.to(matrix) @ image
+            total = total + (image * matrix[..., block]).sum(dim=(-2, -1))
+        return total.clamp_min(0)

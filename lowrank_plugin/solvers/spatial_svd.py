@@ -26,7 +26,8 @@ from lowrank_plugin.solvers.common import (
     record,
 )
 from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, nested_basis, project, whiten
+from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, project, whiten
+from lowrank_plugin.solvers.two_block_start import nested_basis
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class SpatialSvd:
             core = project(kernel.flatten(2), basis).unflatten(2, (rank, -1))
             return _chain(problem, basis, core), Status.CONVERGED, [], None
         folded = fold(problem, 2)
-        start = nested_basis(kernel, folded.mean_block, rank)
+        start = nested_basis(kernel, folded.means, rank)
         algorithm = TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
         chain = _chain(problem, outcome.state.basis, outcome.state.core)
@@ -161,7 +162,7 @@ def _errors(problem: Problem) -> list[float]:
         energy = explained.sum(dim=1)
     else:
         folded = fold(problem, 2)
-        whitened, _ = whiten(folded, nested_basis(kernel, folded.mean_block))
+        whitened, _ = whiten(folded, nested_basis(kernel, folded.means))
         # One Cholesky factor serves every rank: that of the leading combinations is a leading block of it.
         explained, energy = whitened.square().sum(dim=2).unflatten(1, (kernel.shape[2], -1)).sum(dim=2), folded.energy
     total = float(energy.sum())

@@ -16,7 +16,7 @@ from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.common import check_dtype, is_finite, non_finite, rank_grid, record
 from lowrank_plugin.solvers.tensorly_conversion import from_tucker_tensor, pytorch_backend
 from lowrank_plugin.solvers.tucker2 import Tucker2, lower
-from lowrank_plugin.solvers.two_block import nested_basis
+from lowrank_plugin.solvers.two_block_start import nested_basis
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from lowrank_plugin.solvers.common import (
 from lowrank_plugin.solvers.driver import iterate
 from lowrank_plugin.solvers.hooi import Hooi, hooi_size
 from lowrank_plugin.solvers.svd import Svd, project_outputs
-from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, nested_basis, project, whiten
+from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, whiten
+from lowrank_plugin.solvers.two_block_start import nested_basis
 
 _TRIALS = 3
 """Cheaper rank pairs tried once one keeps an error bound."""
@@ -45,7 +46,7 @@ class Tucker2:
     (:mod:`lowrank_plugin.solvers.two_block`); in the plain norm it is HOOI ([2]) on Gram matrices. A mode whose rank
     is full gets no 1x1 convolution: with R_S = S the result is the global optimum of :class:`Svd`.
 
-    It is a local optimiser: the limit depends on the start, which is the channel-whitened HOSVD. In practice random
+    It is a local optimiser: the limit depends on the start, which is the HOSVD of the whitened kernel. In practice random
     starts reach the same limit.
 
     [1] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks",
@@ -205,7 +206,7 @@ class Tucker2:
             basis, left, core, status, errors, squared = self._plain(kernel.flatten(3), rank_out, rank_in)
         else:
             folded = fold(problem, 1)
-            start = nested_basis(folded.kernel, folded.mean_block, rank_in)
+            start = nested_basis(folded.kernel, folded.means, rank_in)
             algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
             outcome = iterate(algorithm, self.max_steps, self.rtol)
             basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
@@ -251,18 +252,10 @@ def lower(shape: KernelShape, rank: Rank) -> tuple[int, int]:
 
 def _tails(problem: Problem, inner: Sequence[int]) -> list[list[float]]:
     """For each inner rank the relative errors at every outer rank from 0 to T', at the starting point of a fit."""
-    kernel = problem.kernel.flatten(3)
-    taps = kernel.shape[3]
-    if problem.norm.covariance is None:
-        basis = nested_basis(kernel, None)
-        whitened = project(kernel.flatten(2), basis).mT.double()
-        energy = whitened.square().sum(dim=(1, 2))
-    else:
-        folded = fold(problem, 1)
-        basis = nested_basis(kernel, folded.mean_block)
-        # The factor of the whole rotated covariance contains that of every leading set of combinations.
-        whitened, _ = whiten(folded, basis)
-        energy = folded.energy
+    folded, taps = fold(problem, 1), problem.shape.taps
+    # The factor of the whole rotated covariance contains that of every leading set of combinations.
+    whitened, _ = whiten(folded, nested_basis(folded.kernel, folded.means))
+    energy = folded.energy
     total = float(energy.sum())
     gram = whitened.new_zeros(whitened.shape[0], whitened.shape[2], whitened.shape[2])
     tails, done = [], 0

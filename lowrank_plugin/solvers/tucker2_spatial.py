@@ -35,12 +35,12 @@ from lowrank_plugin.solvers.two_block import (
     fit_bytes,
     fold,
     improve_basis,
-    nested_basis,
     overwriting_cholesky,
     project,
     regress,
     whiten,
 )
+from lowrank_plugin.solvers.two_block_start import nested_basis
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Tucker2Spatial:
         multiple, shape = problem.rank_multiple, problem.shape
         points = []
         for reduced, rank_in, largest in self._reductions(folded, problem):
-            basis = nested_basis(reduced.kernel, reduced.mean_block, largest)
+            basis = nested_basis(reduced.kernel, reduced.means, largest)
             whitened, _ = whiten(reduced, basis)
             gram, done = whitened.new_zeros(len(whitened), *whitened.shape[2:] * 2), 0
             for middle in rank_grid(largest, multiple, self.curve_points + 2):
@@ -121,7 +121,7 @@ class Tucker2Spatial:
             for rank_in in rank_grid(shape.in_channels, problem.rank_multiple, self.curve_points)
         ]
         *inner, (whole, largest) = inner
-        basis = nested_basis(folded.kernel, folded.mean_block)
+        basis = nested_basis(folded.kernel, folded.means)
         yield _see_through(folded, basis, taps), whole, max(largest, 1)
         # what the 1x1 convolution adds is less than the vertical stage has less
         inner = [(rank, middle) for rank, middle in inner if taps[0] * middle * (whole - rank) > rank * whole]
@@ -213,9 +213,9 @@ class _Hybrid:
     relaxation: float
 
     def init(self) -> _State:
-        first = nested_basis(self.folded.kernel, self.folded.mean_block, self.rank_in)
+        first = nested_basis(self.folded.kernel, self.folded.means, self.rank_in)
         reduced = _see_through(self.folded, first, self.taps)
-        basis = nested_basis(reduced.kernel, reduced.mean_block, self.middle)
+        basis = nested_basis(reduced.kernel, reduced.means, self.middle)
         return _State(first, regress(reduced, basis, self.rank_out))
 
     def step(self, state: _State) -> _State:

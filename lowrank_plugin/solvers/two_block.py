@@ -49,7 +49,8 @@ class Folded:
     :param covariance: without the ridge, [G, A*B, A*B]; None for the identity.
     :param ridge: [G, 1, 1], zero without a covariance.
     :param weighted: W times the covariance, [G, T, A*B].
-    :param mean_block: the covariance averaged over the kept columns, [G, A, A]; None for the identity.
+    :param means: the covariance averaged over the kept columns, [G, A, A], and over the combined ones, [G, B, B], with
+        the ridge; None for the identity.
     :param energy: squared norm of W, float64 [G].
     """
 
@@ -57,7 +58,7 @@ class Folded:
     covariance: Tensor | None
     ridge: Tensor
     weighted: Tensor
-    mean_block: Tensor | None
+    means: tuple[Tensor, Tensor] | None
     energy: Tensor
 
     def apply(self, matrix: Tensor) -> Tensor:
@@ -76,11 +77,12 @@ class Folded:
         extra = self.ridge.double().flatten() * self.kernel.square().sum(dim=(1, 2, 3), dtype=torch.float64)
         return float((self.energy - extra).sum())
 
-    def gram(self, basis: Tensor, dtype: torch.dtype) -> Tensor:
+    def gram(self, basis: Tensor, dtype: torch.dtype, whole: bool = True) -> Tensor:
         r"""The covariance with its ridge between the columns of :math:`P^\top`, block by block.
 
         :param basis: U, [G, A, R], orthonormal columns.
         :param dtype: of the result.
+        :param whole: fill what is below the diagonal, too; else it is undefined.
         :return: [G, R*B, R*B].
         """
         groups, _, a, b = self.kernel.shape
@@ -90,9 +92,13 @@ class Folded:
         gram = torch.empty(groups, rank * b, rank * b, dtype=dtype, device=basis.device)
         block = max(1, min(_ROWS // b, -(-rank // 4)))
         for begin in range(0, rank, block):
+            end = min(begin + block, rank)
             # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
-            rows = basis[:, :, begin : begin + block].mT @ self.covariance.reshape(groups, a, -1)
-            gram[:, begin * b : (begin + block) * b] = project(rows.reshape(groups, -1, a * b), basis)
+            rows = basis[:, :, begin:end].mT @ self.covariance.reshape(groups, a, -1)
+            seen = project(rows.reshape(groups, -1, a * b), basis[:, :, begin:])
+            gram[:, begin * b : end * b, begin * b :] = seen
+            if whole:
+                gram[:, end * b :, begin * b : end * b] = seen[:, :, (end - begin) * b :].mT
         # P has orthonormal rows, so the ridge is the same as on the whole covariance.
         gram.diagonal(dim1=1, dim2=2).add_(self.ridge[:, 0].to(dtype))
         return gram
@@ -120,41 +126,20 @@ def fold(problem: Problem, combined: int) -> Folded:
 def complete(
     kernel: Tensor, covariance: Tensor, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None
 ) -> Folded:
-    """The folded problem with its mean block and, unless it is given, its energy worked out."""
+    """The folded problem with its mean blocks and, unless it is given, its energy worked out."""
     groups, _, a, b = kernel.shape
-    blocks = covariance.reshape(groups, a, b, a, b).diagonal(dim1=2, dim2=4)
-    mean_block = blocks.mean(dim=3) + ridge * torch.eye(a, dtype=kernel.dtype, device=kernel.device)
+    blocks = covariance.reshape(groups, a, b, a, b)
+    means = (
+        _ridged(blocks.diagonal(dim1=2, dim2=4).mean(dim=3), ridge),
+        _ridged(blocks.diagonal(dim1=1, dim2=3).mean(dim=3), ridge),
+    )
     if energy is None:
         energy = (weighted * kernel.flatten(2)).sum(dim=2).double().sum(dim=1)
-    return Folded(kernel, covariance, ridge, weighted, mean_block, energy)
+    return Folded(kernel, covariance, ridge, weighted, means, energy)
 
 
-def nested_basis(kernel: Tensor, mean_block: Tensor | None, count: int | None = None) -> Tensor:
-    r"""Orthonormal combinations of the A columns, most important first: the channel-whitened HOSVD.
-
-    With the Gram :math:`C = \sum_{t,b} w_{tb} w_{tb}^\top` and :math:`L L^\top` the mean block, the leading R columns
-    span what the leading R right singular vectors of the whitened unfolding span after un-whitening:
-    :math:`C L V`, which needs no inverse of L. Exact where the covariance is ``mean_block`` on every kept column.
-
-    :param kernel: [G, T, A, B].
-    :param mean_block: positive definite [G, A, A]; None for the identity.
-    :param count: R, how many columns are wanted; None for all.
-    :return: [G, A, R], orthonormal columns, in the kernel's dtype.
-    """
-    # float64: small A x A matrices, and the trailing columns come from eigenvalues far below the leading one.
-    columns = torch.zeros(*kernel.shape[:1], *kernel.shape[2:3] * 2, dtype=torch.float64, device=kernel.device)
-    for rows in kernel.transpose(1, 2).split(max(1, kernel.shape[1] // 4), dim=2):
-        wide = rows.flatten(2).double()
-        columns.baddbmm_(wide, wide.mT)
-    if mean_block is None:
-        return torch.linalg.eigh(columns).eigenvectors.flip(2)[:, :, :count].to(kernel)
-    root = cholesky(mean_block.double())
-    weighted = columns @ root
-    vectors = torch.linalg.eigh(root.mT @ weighted).eigenvectors.flip(2)[:, :, :count]
-    basis = weighted @ vectors
-    lengths = torch.linalg.vector_norm(basis, dim=1, keepdim=True)
-    basis = basis / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
-    return torch.linalg.qr(basis).Q.to(kernel)
+def _ridged(block: Tensor, ridge: Tensor) -> Tensor:
+    return block + ridge * torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
 
 
 @dataclass(frozen=True)
@@ -207,14 +192,15 @@ def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor | None]:
     if folded.covariance is None:
         return seen, None
     # float64: the factor of a covariance with a condition of 1e7 and more.
-    lower = overwriting_cholesky(lambda: folded.gram(basis, torch.float64))
+    lower = overwriting_cholesky(lambda: folded.gram(basis, torch.float64, whole=False))
     return torch.linalg.solve_triangular(lower, seen, upper=False), lower
 
 
 def overwriting_cholesky(matrix: Callable[[], Tensor]) -> Tensor:
     """The lower Cholesky factor of a matrix, the largest tensor of a fit, in the place of the matrix itself.
 
-    :param matrix: makes the symmetric positive definite [G, n, n]; called again if a larger ridge proves necessary.
+    :param matrix: makes the symmetric positive definite [G, n, n], of which only what is on and above the diagonal is
+        read; called again if a larger ridge proves necessary.
     :return: [G, n, n].
     """
     lower = matrix().mT
@@ -295,7 +281,7 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
         return contract(folded.apply(rows))
 
     inner = cholesky(by_rank.mT @ by_rank)
-    outer = None if folded.mean_block is None else cholesky(folded.mean_block)
+    outer = None if folded.means is None else cholesky(folded.means[0])
 
     def precondition(residual: Tensor) -> Tensor:
         if outer is not None:
@@ -325,5 +311,5 @@ def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, items
     seen = (8 + itemsize) * outputs * inner
     making = 8 * inner**2 + seen + itemsize * rows * (2 * columns + 2 * inner)
     solving = 8 * inner**2 + 2 * seen + 8 * rank_out * inner + 24 * outputs**2
-    # A twenty-fifth on top for everything small.
-    return shape.groups * 26 * (held + max(start, making, solving)) // 25
+    # Two twenty-fifths on top for everything small.
+    return shape.groups * 27 * (held + max(start, making, solving)) // 25

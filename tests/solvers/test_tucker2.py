@@ -142,6 +142,14 @@ def test_curve_is_the_start_of_the_fit() -> None:
         assert point.error == pytest.approx(start, rel=1e-6, abs=1e-7)
 
 
+def test_start_is_nearly_the_limit_under_a_kronecker_product() -> None:
+    kernel = exact_tucker(1, 10, 8, (3, 3), (4, 3)) + 0.05 * normal(1, 10, 8, 3, 3, seed=5)
+    sigma = torch.kron(covariance(1, 8)[0], covariance(1, 9, seed=1, decay=0.3)[0])[None]
+    problem = Problem(kernel, Norm(sigma))
+    errors = PATIENT.fit(problem, (4, 3)).statistics["errors"]
+    assert errors[0] < 1.001 * errors[-1]
+
+
 def test_one_tap_has_no_tucker2() -> None:
     problem = Problem(normal(1, 8, 6, 1, 1))
     assert not Tucker2().curve(problem)

@@ -1,0 +1,41 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where the two-block alternation starts: at what is best if the covariance is a Kronecker product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowrank_plugin.solvers.linear_algebra import cholesky
+
+
+def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int | None = None) -> Tensor:
+    r"""Orthonormal combinations of the A columns, most important first: the HOSVD of the whitened kernel.
+
+    With roots :math:`L L^\top` and :math:`M M^\top` of the mean blocks of combined and kept columns and the Gram
+    :math:`C = \sum_t W_t M M^\top W_t^\top`, the leading R columns span what the leading R right singular vectors of the
+    whitened unfolding span after un-whitening: :math:`C L V`, which needs no inverse of L. It is the HOSVD in the norm
+    of the problem where the covariance is the Kronecker product of its mean blocks.
+
+    :param kernel: [G, T, A, B].
+    :param means: the mean blocks, positive definite [G, A, A] and [G, B, B]; None for the identity.
+    :param count: R, how many columns are wanted; None for all.
+    :return: [G, A, R], orthonormal columns, in the kernel's dtype.
+    """
+    # float64: small A x A matrices, and the trailing columns come from eigenvalues far below the leading one.
+    columns = torch.zeros(*kernel.shape[:1], *kernel.shape[2:3] * 2, dtype=torch.float64, device=kernel.device)
+    kept = None if means is None else cholesky(means[1].double())[:, None]
+    for rows in kernel.transpose(1, 2).split(max(1, kernel.shape[1] // 4), dim=2):
+        wide = (rows.double() if kept is None else rows.double() @ kept).flatten(2)
+        columns.baddbmm_(wide, wide.mT)
+    if means is None:
+        return torch.linalg.eigh(columns).eigenvectors.flip(2)[:, :, :count].to(kernel)
+    root = cholesky(means[0].double())
+    weighted = columns @ root
+    vectors = torch.linalg.eigh(root.mT @ weighted).eigenvectors.flip(2)[:, :, :count]
+    basis = weighted @ vectors
+    lengths = torch.linalg.vector_norm(basis, dim=1, keepdim=True)
+    basis = basis / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    return torch.linalg.qr(basis).Q.to(kernel)
