@@ -107,7 +107,9 @@ class SpatialSvd:
         combined = shape.in_channels * shape.kernel_size[0]
         final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
         if norm not in ("covariance", "two-sided"):
-            return max(final, shape.groups * 8 * 4 * combined**2 + shape.parameters * itemsize)
+            other = shape.parameters // (shape.groups * combined)
+            gram = shape.groups * (25 * min(combined, other) ** 2 + 4096)
+            return max(final, gram + (1 + (combined > other)) * shape.parameters * itemsize)
         fit = fit_bytes(shape, combined, r, shape.out_channels, itemsize)
         return max(final, fit + extra_side(shape, norm, itemsize))
 
@@ -115,9 +117,7 @@ class SpatialSvd:
         """The chain, how it ended, the history of its error and the kernel's squared norm if that was needed."""
         kernel = problem.kernel.flatten(2, 3)
         if problem.norm.covariance is None:
-            basis = nested_basis(kernel, None, rank)
-            core = project(kernel.flatten(2), basis).unflatten(2, (rank, -1))
-            return _chain(problem, basis, core), Status.CONVERGED, [], None
+            return _chain(problem, *_truncated(kernel, rank)), Status.CONVERGED, [], None
         folded = fold(problem, 2)
         start = nested_basis(kernel, folded.means, rank)
         algorithm = TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation)
@@ -145,6 +145,17 @@ def _lower(shape: KernelShape, rank: Rank) -> int:
         raise ValueError(msg)
     high, wide = shape.kernel_size
     return min(int(rank[0]), shape.in_channels * high, shape.out_channels * wide)
+
+
+def _truncated(kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """V and H for :func:`_chain`, one of them orthonormal, from the smaller Gram matrix of [G, T, S*kh, kw]."""
+    outputs, combined, wide = kernel.shape[1:]
+    if combined <= outputs * wide:
+        basis = nested_basis(kernel, None, rank)
+        return basis, project(kernel.flatten(2), basis).unflatten(2, (rank, wide))
+    rows = kernel.transpose(2, 3).flatten(1, 2)  # [G, T*kw, S*kh]
+    core = nested_basis(rows.mT.unsqueeze(3), None, rank)
+    return rows.mT @ core, core.unflatten(1, (outputs, wide)).transpose(2, 3)
 
 
 def _chain(problem: Problem, basis: Tensor, core: Tensor) -> Factorization:

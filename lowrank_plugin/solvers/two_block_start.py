@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.linear_algebra import cholesky
+from lowrank_plugin.solvers.linear_algebra import cholesky, overwriting_eigh
 
 
 def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int | None = None) -> Tensor:
@@ -30,12 +30,12 @@ def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int
     for rows in kernel.transpose(1, 2).split(max(1, kernel.shape[1] // 4), dim=2):
         wide = (rows.double() if kept is None else rows.double() @ kept).flatten(2)
         columns.baddbmm_(wide, wide.mT)
+    count = columns.shape[2] if count is None else count
     if means is None:
-        return torch.linalg.eigh(columns).eigenvectors.flip(2)[:, :, :count].to(kernel)
+        return overwriting_eigh(columns)[1][:, :, -count:].to(kernel).flip(2)
     root = cholesky(means[0].double())
     weighted = columns @ root
-    vectors = torch.linalg.eigh(root.mT @ weighted).eigenvectors.flip(2)[:, :, :count]
-    basis = weighted @ vectors
+    basis = weighted @ overwriting_eigh(root.mT @ weighted)[1][:, :, -count:].flip(2)
     lengths = torch.linalg.vector_norm(basis, dim=1, keepdim=True)
     basis = basis / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     return torch.linalg.qr(basis).Q.to(kernel)

@@ -67,5 +67,8 @@ def test_peak_is_as_stated(fit: Fit, norm: str) -> None:
     stated = fit.decomposer.fit(problem, fit.rank).statistics["peak_bytes"]
     measured = allocated(lambda: fit.decomposer.fit(problem, fit.rank))
     assert measured <= stated <= 1.7 * measured
-    if norm != "frobenius":
+    if norm == "frobenius":
+        # the others need eigenvectors of matrices as large as the kernel
+        assert measured <= 3 * problem.kernel.nbytes or fit.name not in ("svd", "tucker2")
+    else:
         assert stated <= 3 * (problem.kernel.nbytes + problem.norm.covariance.nbytes)

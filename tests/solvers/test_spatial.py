@@ -16,9 +16,12 @@ from lowrank_plugin.solvers.tucker2 import Tucker2
 from lowrank_plugin.solvers.tucker2_spatial import Tucker2Spatial
 
 
-def test_plain_norm_is_the_svd_of_the_unfolding() -> None:
-    kernel = power_law_kernel(1, 12, 8, 3, 5)
-    values = np.linalg.svd(kernel[0].permute(1, 2, 0, 3).reshape(24, 60).numpy(), compute_uv=False)
+@pytest.mark.parametrize("shape", [(12, 8, 3, 5), (4, 16, 3, 3)], ids=str)
+def test_plain_norm_is_the_svd_of_the_unfolding(shape: tuple[int, int, int, int]) -> None:
+    outputs, inputs, high, wide = shape
+    kernel = power_law_kernel(1, *shape)
+    unfolded = kernel[0].permute(1, 2, 0, 3).reshape(inputs * high, outputs * wide)
+    values = np.linalg.svd(unfolded.numpy(), compute_uv=False)
     for point in SpatialSvd().curve(Problem(kernel)):
         optimum = np.sqrt((values[point.rank[0] :] ** 2).sum() / (values**2).sum())
         assert point.error == pytest.approx(optimum, abs=1e-7)
