@@ -10,6 +10,7 @@ exchanged at once, so that all processes go on with the same values.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -37,7 +38,22 @@ def share(items: Sequence[T]) -> list[tuple[int, T]]:
     [(0, 'a'), (1, 'b')]
     """
     numbered = list(enumerate(items))
-    return numbered if processes() == 1 else numbered[dist.get_rank() :: processes()]
+    return numbered if processes() == 1 else numbered[place() :: processes()]
+
+
+def place() -> int:
+    """This process's place among all; 0 where it is the only one."""
+    return 0 if processes() == 1 else dist.get_rank()
+
+
+def in_step(items: Sequence[T]) -> list[T | None]:
+    """This process's part of items, as :func:`share` has it; None at its end where other processes have one more.
+
+    >>> in_step(["a", "b"])
+    ['a', 'b']
+    """
+    mine: list[T | None] = [item for _, item in share(items)]
+    return mine + [None] * (math.ceil(len(items) / processes()) - len(mine))
 
 
 def gathered(value: T) -> list[T]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import StepEvent
+from lowrank_plugin import distributed
 from lowrank_plugin.batches import Progress, call, evaluating, no_progress
 from lowrank_plugin.moments import ChannelStatistics
 from lowrank_plugin.plugins import manager
@@ -35,6 +36,10 @@ def match_moments(
     that later chains are matched on the input they will really get. What it is compared with is what the layer put out
     on the same samples, so that the chance of which samples came first cancels.
 
+    Under ``torch.distributed`` the processes run their batches side by side and exchange at each chain what they see
+    there: every batch is corrected with itself and those before it, as in one process. A chain that runs more than once
+    for a batch would see them in another order, so with such a one every process runs all batches.
+
     :param compressed: the network with chains, changed in place.
     :param templates: the layers that the chains came from, by name.
     :param layers: how those are seen.
@@ -42,17 +47,17 @@ def match_moments(
     :param batches: the model inputs that those statistics are from, in the same order.
     :param progress: shows a bar.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    divided = all(len(layer.calls) == 1 for layer in layers.values())
+    mine = distributed.in_step(batches) if divided else list(batches)
+    running = {name: _Running(wanted[name], divided) for name in layers}
+    batch: Any = None
 
     def correcting(layer: Layer) -> Any:
-        targets = accumulate(wanted[layer.name])
-        seen: list[ChannelStatistics] = []
-
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             result = output.clone()
             view = layer.adapter.outputs(templates[layer.name], result)
-            seen[:] = [sum(seen, start=ChannelStatistics.of(view, channel_axes=2))]
-            scale, shift = found[layer.name] = correction(next(targets), seen[0])
+            seen = None if batch is None else ChannelStatistics.of(view, channel_axes=2)
+            scale, shift = running[layer.name].correction(seen, view.device)
             size = view.shape[-2:]
             view.mul_(scale.to(view).reshape(size)).add_(shift.to(view).reshape(size))
             return result
@@ -64,15 +69,42 @@ def match_moments(
     ]
     try:
         with evaluating(compressed):
-            shown = progress(batches, description="Matching moments", total=len(batches))
+            shown = progress(mine, description="Matching moments", total=len(mine))
             for done, batch in enumerate(shown, start=1):
-                call(compressed, batch)
-                manager().hook.lowrank_step(event=StepEvent("repair", done, len(batches)))
+                # a process that is out of batches runs along, so that the others find it at every chain
+                call(compressed, batches[-1] if batch is None else batch)
+                manager().hook.lowrank_step(event=StepEvent("repair", done, len(mine)))
     finally:
         for handle in handles:
             handle.remove()
-    for name, (scale, shift) in found.items():
-        absorb(compressed.get_submodule(name)[-1], scale, shift)  # type: ignore[index]
+    for name, each in running.items():
+        if each.seen:
+            absorb(compressed.get_submodule(name)[-1], *correction(each.wanted[len(each.seen) - 1], each.seen[-1]))  # type: ignore[index]
+
+
+class _Running:
+    """What a chain should put out and what it did, added up batch after batch, over all processes.
+
+    :param wanted: the statistics of the layer's outputs, in the order of the batches.
+    :param divided: whether each process runs batches of its own.
+    """
+
+    def __init__(self, wanted: Sequence[ChannelStatistics], divided: bool) -> None:
+        self.wanted, self.seen = list(accumulate(wanted)), list[ChannelStatistics]()
+        self._divided = divided
+
+    def correction(self, seen: ChannelStatistics | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Take in an output and say how to correct it.
+
+        :param seen: its statistics; None where it is of no batch of this process's own.
+        :param device: where they are wanted.
+        """
+        before, place = len(self.seen), distributed.place() if self._divided else 0
+        for each in distributed.gathered(seen) if self._divided else [seen]:
+            if each is not None:
+                self.seen.append(sum(self.seen[-1:], start=each.to(device)))
+        index = min(before + place, len(self.seen) - 1)
+        return correction(self.wanted[index], self.seen[index])
 
 
 def correction(wanted: ChannelStatistics, seen: ChannelStatistics) -> tuple[Tensor, Tensor]:

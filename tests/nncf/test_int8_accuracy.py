@@ -54,6 +54,6 @@ def test_int8_costs_little_on_top_of_lowrank(tmp_path: Path) -> None:
         found.append(measure.outputs(measure.compile_openvino(path), samples))
     labels = [label for _, label in samples]
     before, after = (measure.fidelity(each, found[0], labels) for each in found[1:])
-    # measured: 0.9 points and 0.044 nats; the standard error of a difference on 650 images is about a point
-    assert after.top1 >= before.top1 - 2
-    assert after.kl <= before.kl + 0.075
+    # measured: 1.4 points (standard error 0.6) and 0.015 nats; without rotated chains 1.4 (0.8) and 0.046
+    assert after.top1 >= before.top1 - 2.5
+    assert after.kl <= before.kl + 0.03

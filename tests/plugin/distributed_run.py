@@ -15,7 +15,9 @@ from torch import distributed as dist
 from torch import nn
 
 import lowrank_plugin
+from lowrank_hooks import StepEvent, hookimpl
 from lowrank_plugin.errors import LowRankError
+from lowrank_plugin.plugins import manager
 
 SECTION = {"budget": {"macs": 0.5}, "rank_multiple": 4}
 
@@ -30,15 +32,30 @@ def example() -> tuple[nn.Module, list[torch.Tensor]]:
     return model.eval(), list(torch.randn(5, 8, 3, 10, 10))
 
 
+class Repairs:
+    """Sees how many batches the repair ran."""
+
+    total: int | None = None
+
+    @hookimpl
+    def lowrank_step(self, event: StepEvent) -> None:
+        """An observer's hook."""
+        if event.step == "repair":
+            self.total = event.total
+
+
 def run(folder: Path, name: str) -> None:
     """Collect, plan, compress; then meet data that only some processes fail on."""
     model, batches = example()
     lowrank_plugin.collect_statistics(model, batches).save(folder / f"{name}.safetensors")
     plan = lowrank_plugin.plan(model, batches, **SECTION)
     (folder / f"{name}.json").write_text(json.dumps(plan))
+    repairs = Repairs()
+    manager().register(repairs)
     with torch.no_grad():
         outputs = lowrank_plugin.apply(model, plan, batches)(batches[0])
-    torch.save(outputs, folder / f"{name}.pt")
+    manager().unregister(repairs)
+    torch.save({"outputs": outputs, "repairs": repairs.total}, folder / f"{name}.pt")
     batches[1] = batches[1][:, :2]
     try:
         lowrank_plugin.plan(model, batches, **SECTION)

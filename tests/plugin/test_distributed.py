@@ -40,7 +40,9 @@ def test_two_processes_get_what_one_gets(tmp_path):
     assert plans[1] == plans[2]
     chosen = [{name: (entry["decomposer"], entry["rank"]) for name, entry in plan["layers"].items()} for plan in plans]
     assert chosen[0] == chosen[1]
-    outputs = [torch.load(tmp_path / f"{name}.pt") for name in ("one", "0", "1")]
+    saved = [torch.load(tmp_path / f"{name}.pt") for name in ("one", "0", "1")]
+    assert [each["repairs"] for each in saved] == [5, 3, 3]
+    outputs = [each["outputs"] for each in saved]
     assert torch.equal(outputs[1], outputs[2])
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-3, atol=1e-4)
     # only the second process met the broken batch, but both end with its cause
@@ -53,6 +55,7 @@ def test_one_process_is_given_back_what_it_gave():
     assert distributed.processes() == 1
     assert distributed.gathered(3) == [3]
     assert distributed.agreed(3) == 3
+    assert distributed.place() == 0
     assert distributed.divided(lambda names: dict.fromkeys(names, 1), ["a", "b"]) == {"a": 1, "b": 1}
     with pytest.raises(ZeroDivisionError):
         distributed.together(lambda: 1 / 0)
