@@ -13,7 +13,7 @@ help:
 	@echo "make demo        compress a small network with NNCF, compare it in OpenVINO (about 5 minutes after set-up)"
 	@echo "make test        lint, type-check and test everything (about 15 minutes after set-up)"
 	@echo "make test-nncf2  test with NNCF 2, in an environment of its own (a part of make test)"
-	@echo "make test-matrix test with the oldest and newest NNCF 2 and 3, and write the README's support matrix (about 20 GB)"
+	@echo "make test-matrix test with several NNCF 2 and 3, and write the README's support matrix (about 25 GB)"
 	@echo "make benchmarks  all benchmarks, tables on the screen and JSON in benchmark-output/"
 	@echo "make clean       remove the environment and everything made here"
 

@@ -45,9 +45,12 @@ ROWS = (
     Row("3.4.0", "2.14.1", "tests/nncf", "nncf,tests,export"),
     Row("3.0.0", "2.5.1", "tests/nncf", "nncf,tests,export"),
     Row("2.19.0", "2.13.0", "tests/nncf2", "nncf,tests"),
+    Row("2.18.0", "2.13.0", "tests/nncf2", "nncf,tests"),
+    Row("2.17.0", "2.13.0", "tests/nncf2", "nncf,tests"),
+    Row("2.16.0", "2.5.1", "tests/nncf2", "nncf,tests"),
     Row("2.14.1", "2.5.1", "tests/nncf2", "nncf,tests"),
 )
-"""The newest and the oldest versions of NNCF 3 and 2 that are supported; torch 2.5 is the oldest that NNCF 3.0 uses."""
+"""The newest and the oldest NNCF 3 and 2 that are supported, and some between; torch 2.5 is the oldest for NNCF 3.0."""
 
 
 _VERSIONS = """
