@@ -93,12 +93,13 @@ class Objective:
         t, s, k = (factor.shape[1] for factor in factors)
         square_a, square_b, square_c = factors.squares()
 
-        rhs = torch.einsum("grsk,gkr->gsr", projected, factors.tap.to(projected)).double()
+        # Sums of products: as matrix products these would be one a component, each of a single column.
+        rhs = (projected * factors.tap.mT.to(projected)[:, :, None]).sum(dim=3).mT.double()
         penalty = multiplier[:, None] * (k * square_a + t * square_c)
         inp, image = self._inner(factors, 1, rhs, gram, penalty, image)
         factors = factors._replace(inp=inp)
         square_b = inp.square().sum(dim=1)
-        rhs = torch.einsum("grsk,gsr->gkr", projected, inp.to(projected)).double()
+        rhs = (projected * inp.mT.to(projected)[:, :, :, None]).sum(dim=2).mT.double()
         del projected
         penalty = multiplier[:, None] * (s * square_a + t * square_b)
         tap, image = self._inner(factors, 2, rhs, gram, penalty, image)
