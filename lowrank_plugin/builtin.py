@@ -19,6 +19,9 @@ from lowrank_hooks import (
 from lowrank_plugin import costs, policies
 from lowrank_plugin.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
 
+LARGEST_CPD = 150_000
+"""Weights of a kernel beyond which a CP decomposition takes minutes; 128 x 128 x 3 x 3 is below."""
+
 
 @hookimpl
 def lowrank_decomposers() -> Iterator[DecomposerRecord]:
@@ -38,11 +41,12 @@ def lowrank_decomposers() -> Iterator[DecomposerRecord]:
     yield DecomposerRecord("svd", svd.Svd(), "kxk then 1x1; for a linear layer the plain pair")
     yield DecomposerRecord("spatial_svd", spatial_svd.SpatialSvd(), "kx1 then 1xk", planes)
     yield DecomposerRecord("tucker2", tucker2.Tucker2(), "1x1, kxk, 1x1", convolutions)
-    # these compete only where they are named: their curves take longer, and their narrow stages run below their MACs
+    cp = "1x1, depthwise kxk, 1x1, with bounded sensitivity"
+    yield DecomposerRecord("cpd", cpd.Cpd(), cp, convolutions, largest=LARGEST_CPD)
+    # these compete only where they are named: their curves take longer, and they hardly ever win
     compared = "TensorLy's own, for comparison"
     rest = (
         ("tucker2_spatial", tucker2_spatial.Tucker2Spatial(), "1x1, kx1, 1xk, 1x1", planes),
-        ("cpd", cpd.Cpd(), "1x1, depthwise kxk, 1x1, with bounded sensitivity", convolutions),
         ("tucker2_cpd", tucker2_cpd.Tucker2Cpd(), "1x1, cpd of the Tucker core, 1x1", convolutions),
         ("tensorly:partial_tucker", tensorly_tucker.TensorlyPartialTucker(), compared, convolutions),
         ("tensorly:parafac", tensorly_parafac.TensorlyParafac(), compared, convolutions),

@@ -130,8 +130,8 @@ class Pricing:
 
 
 def fits(record: DecomposerRecord, shape: KernelShape) -> bool:
-    """Whether a decomposer takes kernels with this many spatial axes."""
-    return len(shape.kernel_size) in record.spatial_axes
+    """Whether a decomposer takes kernels with this many spatial axes and weights."""
+    return len(shape.kernel_size) in record.spatial_axes and shape.parameters <= (record.largest or math.inf)
 
 
 def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerRecord]) -> list[Proposal]:

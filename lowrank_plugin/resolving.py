@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from lowrank_hooks import CostModelRecord, DecomposerRecord
@@ -26,13 +28,13 @@ def check_device(settings: Settings) -> None:
 
 
 def competitors(settings: Settings) -> list[DecomposerRecord]:
-    """The decomposers that compete.
+    """The decomposers that compete; those that are named, for kernels of any size.
 
     :raises ConfigurationError: where a name is unknown.
     """
     if settings.decomposers == "auto":
         return [entry.record for entry in manager().registered("decomposer").values() if entry.record.automatic]
-    return [manager().find("decomposer", name) for name in settings.decomposers]
+    return [replace(manager().find("decomposer", name), largest=None) for name in settings.decomposers]
 
 
 def norm_of(settings: Settings, known: bool) -> str:

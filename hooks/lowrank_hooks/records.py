@@ -28,6 +28,8 @@ class DecomposerRecord:
     :param summary: one line for listings.
     :param spatial_axes: the numbers of spatial axes it takes; 0 is a linear layer, 2 a Conv2d.
     :param automatic: whether it competes under ``"decomposers": "auto"``.
+    :param largest: the most weights of a kernel for which it competes there, for one whose fits take long; None for
+        any kernel.
     :param api_version: the contract it was written for.
     """
 
@@ -36,6 +38,7 @@ class DecomposerRecord:
     summary: str = ""
     spatial_axes: frozenset[int] = frozenset({0, 1, 2, 3})
     automatic: bool = True
+    largest: int | None = None
     api_version: int = API_VERSION
 
 

@@ -84,8 +84,8 @@ class Cpd:
     input_steps: int = 2
     tap_steps: int = 1
     spread: float = 0.5
-    curve_points: int = 3
-    curve_sweeps: int = 4
+    curve_points: int = 4
+    curve_sweeps: int = 10
 
     def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
         """See :meth:`lowrank_hooks.Decomposer.structure`."""
