@@ -19,8 +19,8 @@ from lowrank_hooks import (
 from lowrank_plugin import costs, policies
 from lowrank_plugin.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
 
-LARGEST_CPD = 150_000
-"""Weights of a kernel beyond which a CP decomposition takes minutes; 128 x 128 x 3 x 3 is below."""
+LARGEST_CPD = 2_500_000
+"""Weights of a kernel beyond which a CP decomposition takes minutes on a few cores; 512 x 512 x 3 x 3 is below."""
 
 
 @hookimpl

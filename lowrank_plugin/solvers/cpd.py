@@ -29,6 +29,9 @@ Healthy decompositions of trained kernels have 0.3 to 5."""
 DEGENERATE_PAIR = (5.0, -0.8)
 """The same where two components are opposed: least energy, and the cosine below which they count as opposed."""
 
+LEAST_WEIGHTED = 3
+"""Sweeps under a covariance that are always made, unless fewer are allowed."""
+
 _OFFERED = 16
 """About how many ranks are on a curve."""
 
@@ -66,6 +69,8 @@ class Cpd:
     :param stable_sweeps: the most sweeps that lower the sensitivity, in a plain norm.
     :param stable_rtol: relative decrease of the sensitivity in a sweep that counts as progress.
     :param weighted_sweeps: the most sweeps of either kind under a covariance, where one costs several times as much.
+    :param weighted_work: arithmetic operations that more than three of those sweeps may take: for large kernels it is the sweeps
+        before them, on the whitened kernel, that must do.
     :param whitened_sweeps: least squares sweeps on the whitened kernel that come before them.
     :param input_steps: conjugate-gradient steps a sweep for the inputs (covariance norms only).
     :param tap_steps: the same for the taps.
@@ -80,6 +85,7 @@ class Cpd:
     stable_sweeps: int = 40
     stable_rtol: float = 2e-3
     weighted_sweeps: int = 25
+    weighted_work: float = 1.5e11
     whitened_sweeps: int = 40
     input_steps: int = 2
     tap_steps: int = 1
@@ -201,7 +207,7 @@ class Cpd:
         done = len(outcome.errors) - 1
         if weighted:
             begin = unwhiten(prepared, outcome.state.factors)
-            outcome = least_squares(objective, begin, self.weighted_sweeps, self.rtol)
+            outcome = least_squares(objective, begin, self._sweeps(objective, rank), self.rtol)
             done += len(outcome.errors) - 1
         errors = [math.sqrt(error / total) if total > 0 else 0.0 for error in outcome.errors]
         best, status = outcome.state, outcome.status
@@ -212,9 +218,17 @@ class Cpd:
             "energy": _energy(best.factors, prepared.kernel),
             "error": errors[-1],
         }
-        sweeps = self.weighted_sweeps if objective.covariance is not None else self.stable_sweeps
+        sweeps = self.stable_sweeps if objective.covariance is None else self._sweeps(objective, rank)
         traded = stabilise(objective, best.factors, best.error, problem.slack, sweeps, self.stable_rtol)
         return traded.state.factors, traded.status, errors, before, done + len(traded.errors) - 1
+
+    def _sweeps(self, objective: Objective, rank: int) -> int:
+        """How many sweeps of either kind the problem's own norm is worth."""
+        if objective.covariance is None:
+            return self.weighted_sweeps
+        groups, _, *columns = objective.cross.shape
+        work = 2 * (self.input_steps + self.tap_steps + 2) * groups * rank * math.prod(columns) ** 2
+        return min(self.weighted_sweeps, max(LEAST_WEIGHTED, int(self.weighted_work / work)))
 
     def _plain(self, kernel: Tensor, terms: Slices, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
         energy = kernel.square().sum(dim=(1, 2, 3), dtype=torch.float64)

@@ -80,7 +80,7 @@ def test_curve_bounds_the_fit(case: Case) -> None:
 
 def test_curve_takes_multiples() -> None:
     points = Cpd().curve(Problem(power_law_kernel(1, 24, 24, 3, 3), rank_multiple=8))
-    assert [point.rank[0] for point in points[:-1]] == [16, 24, 32, 40, 48, 56, 64]
+    assert [point.rank[0] for point in points[:-1]] == [8, 16, 24, 32, 40, 48, 56, 64]
 
 
 @both_kinds
