@@ -58,7 +58,7 @@ def fine_tuned(task: Task, budget: float, epochs: int, rate: float) -> tuple[lis
     :return: a row for each version, and how the training went.
     """
     dataset = nncf.Dataset(list(task.training.tensors[0][:512].split(32)))
-    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}}
+    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}, "decomposers": "int8"}
     quantization = {"algorithm": "quantization", "overflow_fix": "enable"}
     # one section after the other only to measure in between; a list of both gives the same model
     _, small = lowrank_nncf.create_compressed_model(task.model, {"compression": lowrank}, dataset)

@@ -42,7 +42,7 @@ def lowrank_decomposers() -> Iterator[DecomposerRecord]:
     yield DecomposerRecord("spatial_svd", spatial_svd.SpatialSvd(), "kx1 then 1xk", planes)
     yield DecomposerRecord("tucker2", tucker2.Tucker2(), "1x1, kxk, 1x1", convolutions)
     cp = "1x1, depthwise kxk, 1x1, with bounded sensitivity"
-    yield DecomposerRecord("cpd", cpd.Cpd(), cp, convolutions, largest=LARGEST_CPD)
+    yield DecomposerRecord("cpd", cpd.Cpd(), cp, convolutions, largest=LARGEST_CPD, int8=False)
     # these compete only where they are named: their curves take longer, and they hardly ever win
     compared = "TensorLy's own, for comparison"
     rest = (

@@ -32,8 +32,9 @@ def competitors(settings: Settings) -> list[DecomposerRecord]:
 
     :raises ConfigurationError: where a name is unknown.
     """
-    if settings.decomposers == "auto":
-        return [entry.record for entry in manager().registered("decomposer").values() if entry.record.automatic]
+    if isinstance(settings.decomposers, str):
+        records = [entry.record for entry in manager().registered("decomposer").values() if entry.record.automatic]
+        return [record for record in records if record.int8 or settings.decomposers == "auto"]
     return [replace(manager().find("decomposer", name), largest=None) for name in settings.decomposers]
 
 

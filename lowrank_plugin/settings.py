@@ -47,8 +47,8 @@ SCHEMA: dict[str, Any] = {
             "description": "{layer name or pattern: rank or [ranks]}",
         },
         "decomposers": {
-            "anyOf": [{"const": "auto"}, {**_NAMES, "minItems": 1}],
-            "description": '"auto" or a list of names of decomposers',
+            "anyOf": [{"enum": ["auto", "int8"]}, {**_NAMES, "minItems": 1}],
+            "description": '"auto", "int8" or a list of names of decomposers',
         },
         "norm": {
             "enum": ["covariance", "two-sided", "frobenius", None],
@@ -135,7 +135,7 @@ class Settings:
 
     :param budget: what may remain of the original, one entry; None where all ranks are given by hand.
     :param ranks: ranks by layer name or pattern; they override the allocation there.
-    :param decomposers: names that may compete, or ``"auto"``.
+    :param decomposers: names that may compete, or ``"auto"``, or ``"int8"`` for a network that is to be quantized.
     :param norm: the error norm; None takes the covariance norm where there is data.
     :param policy: how the budget is shared among the layers.
     :param rank_multiple: ranks are multiples of this.

@@ -53,7 +53,7 @@ def sections(budget: float, overflow_fix: str) -> dict[str, tuple[str, dict[str,
     :param budget: the share of the MACs that may remain.
     :param overflow_fix: as NNCF's option of the same name.
     """
-    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}}
+    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}, "decomposers": "int8"}
     quantization = {"algorithm": "quantization", "overflow_fix": overflow_fix}
     return {
         "int8": ("original", quantization),

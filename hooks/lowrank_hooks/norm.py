@@ -68,7 +68,7 @@ class Norm:
             image = self.apply(matrix)
             return (image * matrix).sum(dim=(-2, -1)).clamp_min(0)
         # Every pair of columns counts twice, so half of the symmetric covariance is enough.
-        covariance, total = self.covariance.to(matrix), 0.0
+        covariance, total = self.covariance.to(matrix), matrix.new_zeros(matrix.shape[:-2])
         for begin in range(0, matrix.shape[-1], _BLOCK):
             block = slice(begin, begin + _BLOCK)
             image = matrix[..., block] @ covariance[:, block, block]

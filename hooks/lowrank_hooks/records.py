@@ -30,6 +30,8 @@ class DecomposerRecord:
     :param automatic: whether it competes under ``"decomposers": "auto"``.
     :param largest: the most weights of a kernel for which it competes there, for one whose fits take long; None for
         any kernel.
+    :param int8: whether it competes under ``"int8"`` as well, that is, whether its chains gain from 8 bits as dense
+        layers do; depthwise stages do not.
     :param api_version: the contract it was written for.
     """
 
@@ -39,6 +41,7 @@ class DecomposerRecord:
     spatial_axes: frozenset[int] = frozenset({0, 1, 2, 3})
     automatic: bool = True
     largest: int | None = None
+    int8: bool = True
     api_version: int = API_VERSION
 
 

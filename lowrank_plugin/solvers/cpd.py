@@ -69,8 +69,8 @@ class Cpd:
     :param stable_sweeps: the most sweeps that lower the sensitivity, in a plain norm.
     :param stable_rtol: relative decrease of the sensitivity in a sweep that counts as progress.
     :param weighted_sweeps: the most sweeps of either kind under a covariance, where one costs several times as much.
-    :param weighted_work: arithmetic operations that more than three of those sweeps may take: for large kernels it is the sweeps
-        before them, on the whitened kernel, that must do.
+    :param weighted_work: arithmetic operations that more than three of those sweeps may take: for large kernels the
+        sweeps before them, on the whitened kernel, must do.
     :param whitened_sweeps: least squares sweeps on the whitened kernel that come before them.
     :param input_steps: conjugate-gradient steps a sweep for the inputs (covariance norms only).
     :param tap_steps: the same for the taps.

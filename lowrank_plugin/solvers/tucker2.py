@@ -46,8 +46,8 @@ class Tucker2:
     (:mod:`lowrank_plugin.solvers.two_block`); in the plain norm it is HOOI ([2]) on Gram matrices. A mode whose rank
     is full gets no 1x1 convolution: with R_S = S the result is the global optimum of :class:`Svd`.
 
-    It is a local optimiser: the limit depends on the start, which is the HOSVD of the whitened kernel. In practice random
-    starts reach the same limit.
+    It is a local optimiser: the limit depends on the start, which is the HOSVD of the whitened kernel. In practice
+    random starts reach the same limit.
 
     [1] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks",
     NeurIPS 2025, arXiv:2511.04494, algorithm 2.

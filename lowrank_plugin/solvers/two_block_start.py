@@ -15,9 +15,9 @@ def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int
     r"""Orthonormal combinations of the A columns, most important first: the HOSVD of the whitened kernel.
 
     With roots :math:`L L^\top` and :math:`M M^\top` of the mean blocks of combined and kept columns and the Gram
-    :math:`C = \sum_t W_t M M^\top W_t^\top`, the leading R columns span what the leading R right singular vectors of the
-    whitened unfolding span after un-whitening: :math:`C L V`, which needs no inverse of L. It is the HOSVD in the norm
-    of the problem where the covariance is the Kronecker product of its mean blocks.
+    :math:`C = \sum_t W_t M M^\top W_t^\top`, the leading R columns span what the leading R right singular vectors of
+    the whitened unfolding span after un-whitening: :math:`C L V`, which needs no inverse of L. It is the HOSVD in the
+    norm of the problem where the covariance is the Kronecker product of its mean blocks.
 
     :param kernel: [G, T, A, B].
     :param means: the mean blocks, positive definite [G, A, A] and [G, B, B]; None for the identity.

@@ -18,6 +18,7 @@ from nncf.torch.function_hook.hook_storage import HookStorage
 from torch import Tensor, nn
 
 import lowrank_nncf
+import lowrank_plugin
 from lowrank_nncf.logs import nncf_logging
 
 LOWRANK = {"algorithm": "lowrank", "budget": {"macs": 0.7}}
@@ -83,9 +84,17 @@ def test_both_sections_quantize_the_chain(model: nn.Module, dataset: nncf.Datase
 
 def test_two_sections_equal_two_configs(model: nn.Module, images: Tensor, dataset: nncf.Dataset) -> None:
     _, at_once = compress(model, dataset, LOWRANK, QUANTIZATION)
-    _, first = compress(model, dataset, LOWRANK)
+    _, first = compress(model, dataset, {**LOWRANK, "decomposers": "int8"})
     _, second = compress(first, dataset, QUANTIZATION)
     torch.testing.assert_close(outputs(second, images), outputs(at_once, images))
+
+
+@pytest.mark.parametrize(("beside", "chosen"), [([], "auto"), ([QUANTIZATION], "int8")])
+def test_a_config_that_quantizes_is_for_int8(
+    model: nn.Module, dataset: nncf.Dataset, beside: list[dict[str, Any]], chosen: str
+) -> None:
+    _, compressed = compress(model, dataset, LOWRANK, *beside)
+    assert lowrank_plugin.get_state(compressed)["record"]["settings"]["decomposers"] == chosen
 
 
 def test_a_single_section_may_stand_without_a_list(model: nn.Module, dataset: nncf.Dataset) -> None:

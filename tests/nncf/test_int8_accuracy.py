@@ -42,7 +42,7 @@ def test_int8_costs_little_on_top_of_lowrank(tmp_path: Path) -> None:
     def dataset(samples: int) -> nncf.Dataset:
         return nncf.Dataset(DataLoader(Subset(calibration, range(samples)), batch_size=16), lambda item: item[0])
 
-    lowrank = {"compression": {"algorithm": "lowrank", "budget": {"macs": 0.5}}}
+    lowrank = {"compression": {"algorithm": "lowrank", "budget": {"macs": 0.5}, "decomposers": "int8"}}
     quantization = {"compression": {"algorithm": "quantization", "overflow_fix": "enable"}}
     _, small = lowrank_nncf.create_compressed_model(model, lowrank, dataset(512))
     _, quantized = lowrank_nncf.create_compressed_model(small, quantization, dataset(320))

@@ -23,9 +23,9 @@ def section_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> config = {"compression": [{"algorithm": "lowrank", "ranks": {"conv": 8}}, {"algorithm": "quantization"}]}
     >>> section_of(config)
-    {'ranks': {'conv': 8}}
+    {'ranks': {'conv': 8}, 'decomposers': 'int8'}
 
-    :param config: a config that has such a section.
+    :param config: a config that has such a section; where it also quantizes, that is told in ``"decomposers"``.
     :raises ConfigurationError: where the section does not fit, is not the first or not the only one.
     """
     sections = _sections(config)
@@ -43,6 +43,8 @@ def section_of(config: Mapping[str, Any]) -> dict[str, Any]:
     section = {key: value for key, value in sections[0].items() if key != "algorithm"}
     with as_nncf_errors():
         Settings.from_mapping(section)
+    if "quantization" in names:
+        section.setdefault("decomposers", "int8")
     return section
 
 
