@@ -121,6 +121,10 @@ def _change_basis(first: Any, second: Any, moment: Tensor) -> None:
     made, read = first.weight.double(), second.weight.double()
     columns = read.movedim(1, 0).flatten(1)
     there, back = balanced(moment, columns @ columns.mT)
+    # training wants weights of one size in both stages; rounding does not mind
+    sizes = [tensor.square().mean().sqrt() for tensor in (torch.tensordot(there, made, dims=1), back.mT @ columns)]
+    scale = (sizes[1] / sizes[0]).sqrt() if min(sizes) > 0 else 1.0
+    there, back = there * scale, back / scale
     first.weight.copy_(torch.tensordot(there, made, dims=1))
     if first.bias is not None:
         first.bias.copy_(there @ first.bias.double())
