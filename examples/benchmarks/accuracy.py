@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "defaults"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    task = _trained(options.data, options.model) if (options.data / "reference.py").is_file() else _digits()
+    task = trained_task(options.data, options.model) if (options.data / "reference.py").is_file() else digits_task()
     reference = task.logits(task.model)
     rows = [{"variant": "original", "macs": 1.0, "parameters": 1.0, **task.compare(reference, reference)}]
     for variant in options.variants:
@@ -123,7 +123,8 @@ def _run(task: Task, reference: Tensor, budget: float, section: dict[str, Any]) 
     return {**share, **task.compare(task.logits(small), reference), "seconds": seconds, "steps": watch.seconds}
 
 
-def _trained(data: Path, name: str) -> Task:
+def trained_task(data: Path, name: str) -> Task:
+    """A network of a folder and its images."""
     reference = load_module(data / "reference.py")
     build, images_of = reference.MODELS[name]
     calibration, (images, labels) = images_of("calibration")[0][:SAMPLES], images_of("validation")
@@ -131,7 +132,8 @@ def _trained(data: Path, name: str) -> Task:
     return Task(name, build(), batches, reference.normalize(images), torch.from_numpy(np.asarray(labels)))
 
 
-def _digits() -> Task:
+def digits_task() -> Task:
+    """A small network for handwritten digits, trained here."""
     sys.path.insert(0, str(ROOT / "examples"))
     from common import digits
 

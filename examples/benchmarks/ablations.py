@@ -1,0 +1,94 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every default against its alternatives: norm x policy x decomposers x repair on one network.
+
+    python examples/benchmarks/ablations.py --model resnet20 --json ablations.json
+    python examples/benchmarks/ablations.py --norms covariance --repairs none moments
+
+``--data`` names a folder with a ``reference.py``, as for ``accuracy.py``; without one the digits of scikit-learn are
+used. The data are looked at once for all runs, and the three repairs start from the same fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accuracy import Task, digits_task, trained_task
+from kernels import DATA
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import lowrank_plugin
+from lowrank_plugin.batches import no_progress
+from lowrank_plugin.flow import Flow
+from lowrank_plugin.settings import Settings
+
+NORMS = ("frobenius", "covariance", "two-sided")
+POLICIES = {"one ratio": "uniform", "allocated": "lagrangian"}
+DECOMPOSERS: dict[str, Any] = {"tucker2": ["tucker2", "svd"], "cpd": ["cpd", "svd"], "auto": "auto"}
+REPAIRS = ("none", "moments", "distill")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with reference.py")
+    parser.add_argument("--model", default="resnet18", help="a key of reference.MODELS")
+    parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs that may remain")
+    parser.add_argument("--norms", nargs="+", choices=NORMS, default=NORMS)
+    parser.add_argument("--decomposers", nargs="+", choices=DECOMPOSERS, default=list(DECOMPOSERS))
+    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    there = (options.data / "reference.py").is_file()
+    task = trained_task(options.data, options.model) if there else digits_task()
+    reference = task.logits(task.model)
+    statistics = lowrank_plugin.collect_statistics(task.model, task.batches)
+    rows = []
+    for norm, policy, names in itertools.product(options.norms, POLICIES, options.decomposers):
+        section = {"norm": norm, "policy": POLICIES[policy], "decomposers": DECOMPOSERS[names]}
+        settings = Settings.from_mapping({"budget": {"macs": options.budget}, **section})
+        flow = Flow(task.model, task.batches, None, settings, no_progress, statistics)
+        for found in repaired(flow, task, reference, options.repairs):
+            rows.append({"norm": norm, "policy": policy, "decomposers": names, **found})
+            print(rows[-1], flush=True)
+        if options.json:
+            options.json.write_text(json.dumps({"model": task.name, "budget": options.budget, "rows": rows}, indent=2))
+    show(rows, options.repairs, f"{task.name}, {options.budget:g} of the MACs: top-1 in per cent, KL in nats")
+
+
+def repaired(flow: Flow, task: Task, reference: Tensor, repairs: list[str]) -> list[dict[str, Any]]:
+    """Accuracy after each repair of the same chains."""
+    plan, found = flow.plan(), []
+    for repair in repairs:
+        start = time.perf_counter()
+        flow.settings = replace(flow.settings, repair=repair)
+        small = flow.compress(plan, inplace=False)
+        seconds = time.perf_counter() - start
+        found.append({"repair": repair, **task.compare(task.logits(small), reference), "seconds": seconds})
+    return found
+
+
+def show(rows: list[dict[str, Any]], repairs: list[str], title: str) -> None:
+    """Print the figures as a table, a column for each repair."""
+    table = Table("Norm", "Policy", "Decomposers", title=title, box=box.SIMPLE)
+    for repair in repairs:
+        table.add_column(repair, justify="right")
+    for begin in range(0, len(rows), len(repairs)):
+        same = rows[begin : begin + len(repairs)]
+        cells = (f"{row['top1']:.2f}  {row['kl']:.3f}" for row in same)
+        table.add_row(*(same[0][key] for key in ("norm", "policy", "decomposers")), *cells)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
