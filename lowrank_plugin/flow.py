@@ -194,7 +194,7 @@ class Flow(Observing):
             replace(compressed, old, chain)
         distilled: Errors = {}
         if fitted and self.batches and self.settings.repair != "none":
-            distilled = self._repair(original, compressed, templates, list(fitted))
+            distilled = self._repair(original, compressed, templates, {name: ranks[name] for name in fitted})
         elif fitted and self.statistics is not None and self.settings.repair != "none":
             logger.warning("Repair is skipped: it runs the network on data, but only statistics were given.")
         record = make_record(plan, self.survey, fitted, templates, compressed)
@@ -204,9 +204,14 @@ class Flow(Observing):
         return compressed
 
     def _repair(
-        self, original: nn.Module, compressed: nn.Module, templates: Mapping[str, nn.Module], names: list[str]
+        self,
+        original: nn.Module,
+        compressed: nn.Module,
+        templates: Mapping[str, nn.Module],
+        chains: Mapping[str, tuple[str, Rank]],
     ) -> Errors:
         """Match the moments of the chains' outputs, then distil; the errors of the distilled blocks."""
+        names = list(chains)
         layers = {name: self.survey.layers[name] for name in names}
         match_moments(compressed, templates, layers, self._outputs(names), self.batches, self.progress)
         settings = self.settings
@@ -217,8 +222,8 @@ class Flow(Observing):
             logger.warning("Distillation is skipped: it needs float32, but %s is not; moments are matched.", small[0])
             return {}
         kernels = [layer.adapter.kernel(templates[name]) for name, layer in layers.items()]
-        shapes = [[list(weight.shape) for weight in compressed.get_submodule(name).parameters()] for name in names]
-        key = digest([kernels, self.batches]) + json.dumps([names, shapes, settings.steps, settings.network_steps])
+        chosen = [chains, settings.slack, settings.seed, settings.steps, settings.network_steps]
+        key = digest([kernels, self.batches]) + json.dumps(chosen)
         return distill(
             original,
             compressed,

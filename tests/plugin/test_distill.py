@@ -23,6 +23,7 @@ from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanErro
 from lowrank_plugin.gauss_newton import Divergence, Sample, SquaredError, minimise
 from lowrank_plugin.kronecker import DAMPING, Kronecker
 from lowrank_plugin.plugins import manager
+from lowrank_plugin.solvers.sensitivity import Factors, rescale, sensitivity
 
 SECTION: dict[str, Any] = {"budget": {"macs": 0.5}, "rank_multiple": 1}
 
@@ -157,6 +158,25 @@ def test_in_place_gives_the_same(network, images):
     here = lowrank_plugin.decompose(mine, images, inplace=True, **section)
     assert here is mine
     assert all(torch.equal(each, there.state_dict()[name]) for name, each in here.state_dict().items())
+
+
+def factors_of(chain: nn.Module) -> Factors:
+    inputs, taps, outputs = (stage.weight.detach().flatten(1).double()[None] for stage in chain)
+    return Factors(outputs, inputs.mT, taps.mT)
+
+
+def test_the_factors_of_cp_chains_stay_balanced_and_of_their_size(network):
+    images = list(smooth(0, 256).split(32))
+    section = {**SECTION, "decomposers": ["cpd"], "ignored_scopes": ["6"]}
+    matched, distilled = (
+        lowrank_plugin.decompose(network, images, repair=repair, **section) for repair in ("moments", "distill")
+    )
+    chains = [name for name, each in lowrank_plugin.report(matched).to_dict()["layers"].items() if each["rank"]]
+    assert chains
+    for name in chains:
+        before, after = (factors_of(each.get_submodule(name)) for each in (matched, distilled))
+        assert float(sensitivity(after).sum()) < 1.25 * float(sensitivity(before).sum())
+        assert float(sensitivity(after).sum()) < 1.1 * float(sensitivity(rescale(after)).sum())
 
 
 class InterruptionError(Exception):
