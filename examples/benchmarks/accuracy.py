@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uniform": {"policy": "uniform"},
     "frobenius": {"norm": "frobenius"},
     "two_sided": {"norm": "two-sided"},
+    "int8": {"decomposers": "int8"},
+    "cpd_only": {"decomposers": ["cpd", "svd"]},
     "svd_only": {"decomposers": ["svd"]},
     "spatial_svd_only": {"decomposers": ["spatial_svd", "svd"]},
     "tucker2_only": {"decomposers": ["tucker2", "svd"]},

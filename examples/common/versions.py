@@ -44,7 +44,7 @@ class Task:
         return self.calibration[0][0][None]
 
 
-def sections(budget: float, overflow_fix: str) -> dict[str, tuple[str, dict[str, Any]]]:
+def sections(budget: float, overflow_fix: str, decomposers: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """The compressed versions: what each is made from, and the section of the config that makes it.
 
     The last one starts from the low-rank network, so that its factors are solved for only once. A config with both
@@ -53,7 +53,7 @@ def sections(budget: float, overflow_fix: str) -> dict[str, tuple[str, dict[str,
     :param budget: the share of the MACs that may remain.
     :param overflow_fix: as NNCF's option of the same name.
     """
-    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}, "decomposers": "int8"}
+    lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}, "decomposers": decomposers}
     quantization = {"algorithm": "quantization", "overflow_fix": overflow_fix}
     return {
         "int8": ("original", quantization),
@@ -69,6 +69,7 @@ def measured(
     overflow_fix: str,
     seconds: float = 12.0,
     log: Callable[[str], None] = print,
+    decomposers: str = "int8",
 ) -> list[Row]:
     """Compress a network and measure the original and the three compressed versions.
 
@@ -78,10 +79,11 @@ def measured(
     :param overflow_fix: as NNCF's option of the same name.
     :param seconds: how long to measure latency, in all.
     :param log: called with lines on the progress.
+    :param decomposers: ``"int8"`` or ``"auto"``.
     """
     dataset = nncf.Dataset(DataLoader(task.calibration, batch_size=BATCH), lambda item: item[0])
     models, sizes = {"original": task.model}, {"original": measure.size(task.model, task.sample)}
-    for name, (source, section) in sections(budget, overflow_fix).items():
+    for name, (source, section) in sections(budget, overflow_fix, decomposers).items():
         log(f"\n{name}: create_compressed_model on {source} with {json.dumps(section)}")
         start = time.perf_counter()
         config = {"input_info": {"sample_size": list(task.sample.shape)}, "compression": section}
