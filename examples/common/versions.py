@@ -52,6 +52,7 @@ def sections(budget: float, overflow_fix: str, decomposers: str) -> dict[str, tu
 
     :param budget: the share of the MACs that may remain.
     :param overflow_fix: as NNCF's option of the same name.
+    :param decomposers: as in the section ``"lowrank"``.
     """
     lowrank = {"algorithm": "lowrank", "budget": {"macs": budget}, "decomposers": decomposers}
     quantization = {"algorithm": "quantization", "overflow_fix": overflow_fix}
