@@ -13,7 +13,6 @@ import nncf
 import pytest
 import torch
 from common import measure
-from common.images import Images, load_model
 from torch.utils.data import DataLoader, Subset
 
 import lowrank_nncf
@@ -36,8 +35,9 @@ def all_cores() -> Iterator[None]:
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs trained weights and images in {DATA}")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_int8_costs_little_on_top_of_lowrank(tmp_path: Path) -> None:
-    model = load_model("torchvision:resnet18", DATA / "resnet18.safetensors")
-    calibration, validation = Images(DATA / "calibration"), Images(DATA / "validation")
+    images = pytest.importorskip("common.images", reason="needs Pillow and torchvision")
+    model = images.load_model("torchvision:resnet18", DATA / "resnet18.safetensors")
+    calibration, validation = images.Images(DATA / "calibration"), images.Images(DATA / "validation")
 
     def dataset(samples: int) -> nncf.Dataset:
         return nncf.Dataset(DataLoader(Subset(calibration, range(samples)), batch_size=16), lambda item: item[0])
