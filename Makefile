@@ -53,6 +53,7 @@ benchmarks: $(READY)
 	mkdir -p benchmark-output
 	$(BIN)/python examples/benchmarks/solvers.py --json benchmark-output/solvers.json
 	$(BIN)/python examples/benchmarks/accuracy.py --json benchmark-output/accuracy.json
+	$(BIN)/python examples/benchmarks/ablations.py --model resnet20 --json benchmark-output/ablations.json
 	$(BIN)/python examples/benchmarks/latency.py --json benchmark-output/latency.json
 	$(BIN)/python examples/benchmarks/calibration.py --json benchmark-output/calibration.json
 	$(BIN)/python examples/benchmarks/import_time.py --json benchmark-output/import_time.json

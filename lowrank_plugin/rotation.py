@@ -118,17 +118,17 @@ def _second_moments(model: nn.Module, stages: list[Any], batches: list[Any], pro
 
 @torch.no_grad()
 def _change_basis(first: Any, second: Any, moment: Tensor) -> None:
-    made, read = first.weight.double(), second.weight.double()
-    columns = read.movedim(1, 0).flatten(1)
+    columns = second.weight.double().movedim(1, 0).flatten(1)
     there, back = balanced(moment, columns @ columns.mT)
+    made = torch.tensordot(there, first.weight.double(), dims=1)
+    read = torch.tensordot(second.weight.double(), back, dims=([1], [0])).movedim(-1, 1)
     # training wants weights of one size in both stages; rounding does not mind
-    sizes = [tensor.square().mean().sqrt() for tensor in (torch.tensordot(there, made, dims=1), back.mT @ columns)]
+    sizes = [tensor.square().mean().sqrt() for tensor in (made, read)]
     scale = (sizes[1] / sizes[0]).sqrt() if min(sizes) > 0 else 1.0
-    there, back = there * scale, back / scale
-    first.weight.copy_(torch.tensordot(there, made, dims=1))
+    first.weight.copy_(made * scale)
     if first.bias is not None:
-        first.bias.copy_(there @ first.bias.double())
-    second.weight.copy_(torch.tensordot(read, back, dims=([1], [0])).movedim(-1, 1))
+        first.bias.copy_(there @ first.bias.double() * scale)
+    second.weight.copy_(read / scale)
 
 
 def balanced(moment: Tensor, reading: Tensor) -> tuple[Tensor, Tensor]:

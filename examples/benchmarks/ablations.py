@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accuracy import Task, digits_task, trained_task
+from accuracy import Task, load_task
 from kernels import DATA
 from rich import box
 from rich.console import Console
@@ -49,8 +49,7 @@ def main() -> None:
     parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    there = (options.data / "reference.py").is_file()
-    task = trained_task(options.data, options.model) if there else digits_task()
+    task = load_task(options.data, options.model)
     reference = task.logits(task.model)
     statistics = lowrank_plugin.collect_statistics(task.model, task.batches)
     rows = []

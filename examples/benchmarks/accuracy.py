@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "defaults"])
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    task = trained_task(options.data, options.model) if (options.data / "reference.py").is_file() else digits_task()
+    task = load_task(options.data, options.model)
     reference = task.logits(task.model)
     rows = [{"variant": "original", "macs": 1.0, "parameters": 1.0, **task.compare(reference, reference)}]
     for variant in options.variants:
@@ -125,8 +125,16 @@ def _run(task: Task, reference: Tensor, budget: float, section: dict[str, Any]) 
     return {**share, **task.compare(task.logits(small), reference), "seconds": seconds, "steps": watch.seconds}
 
 
-def trained_task(data: Path, name: str) -> Task:
-    """A network of a folder and its images."""
+def load_task(data: Path, name: str) -> Task:
+    """A network of a folder with its images; where there is no such folder, digits and a network trained on them here.
+
+    :param data: the folder.
+    :param name: a key of the ``MODELS`` of its ``reference.py``.
+    """
+    return _trained(data, name) if (data / "reference.py").is_file() else _digits()
+
+
+def _trained(data: Path, name: str) -> Task:
     reference = load_module(data / "reference.py")
     build, images_of = reference.MODELS[name]
     calibration, (images, labels) = images_of("calibration")[0][:SAMPLES], images_of("validation")
@@ -134,8 +142,7 @@ def trained_task(data: Path, name: str) -> Task:
     return Task(name, build(), batches, reference.normalize(images), torch.from_numpy(np.asarray(labels)))
 
 
-def digits_task() -> Task:
-    """A small network for handwritten digits, trained here."""
+def _digits() -> Task:
     sys.path.insert(0, str(ROOT / "examples"))
     from common import digits
 

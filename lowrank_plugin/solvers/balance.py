@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Stage
+from lowrank_plugin.solvers.linear_algebra import power_of_two
 
 
 def balance(chain: Factorization, passes: int = 8) -> Factorization:
@@ -61,10 +62,10 @@ def _read_axis(stage: Stage) -> int | None:
 
 def _squares(weight: Tensor) -> Tensor:
     """The mean square over the taps, float64 [G, out, in]."""
-    # The square of an entry of 1e-25 vanishes in float32, so the largest is taken out first.
-    largest = torch.stack(weight.aminmax()).abs().amax()
-    unit = weight / torch.where(largest > 0, largest, torch.ones_like(largest))
-    return unit.square_().reshape(*weight.shape[:3], -1).mean(dim=3).double() * largest.double().square()
+    # The square of an entry of 1e-25 vanishes in float32, so the size is taken out first.
+    size = power_of_two(weight)
+    unit = weight / size
+    return unit.square_().reshape(*weight.shape[:3], -1).mean(dim=3).double() * size.double().square()
 
 
 def _along(scale: Tensor, weight: Tensor, axis: int) -> Tensor:

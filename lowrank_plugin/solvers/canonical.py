@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Norm, Problem, Stage
-from lowrank_plugin.solvers.linear_algebra import relative_cutoff, solve_right
+from lowrank_plugin.solvers.linear_algebra import power_of_two, relative_cutoff, solve_right
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def canonical(problem: Problem) -> Canonical:
     if matrix.shape[1] > matrix.shape[2]:
         basis, matrix = torch.linalg.qr(matrix)
         lift = basis if lift is None else lift @ basis
-    scale = _power_of_two(matrix)
+    scale = power_of_two(matrix)
     # Within this range nothing is gained by scaling, and the kernel need not be copied.
     scale = torch.where((scale > 2.0**-20) & (scale < 2.0**20), torch.ones_like(scale), scale)
     matrix = matrix if float(scale) == 1 else matrix / scale
@@ -94,13 +94,6 @@ def _roots(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         ((vectors * inverse[:, None, :]) @ vectors.mT).to(gradient),
         blind,
     )
-
-
-def _power_of_two(matrix: Tensor) -> Tensor:
-    """The power of two next below the largest entry, a scalar tensor; 1 for a zero kernel."""
-    # Without the copy that abs() makes.
-    largest = torch.stack(matrix.aminmax()).abs().amax() if matrix.numel() else matrix.new_zeros(())
-    return torch.where(largest > 0, largest, torch.ones_like(largest)).log2().floor().exp2()
 
 
 def _best_last(problem: Problem, chain: Factorization) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowrank_hooks import Factorization, Problem, Stage
 from lowrank_plugin.solvers.cpd_blocks import Objective
-from lowrank_plugin.solvers.linear_algebra import roots
+from lowrank_plugin.solvers.linear_algebra import power_of_two, roots
 from lowrank_plugin.solvers.sensitivity import Factors, rescale
 
 _BLIND = 1e-7
@@ -80,8 +80,7 @@ def prepare(problem: Problem, input_steps: int = 2, tap_steps: int = 1) -> Prepa
     :return: the problem in the solver's coordinates.
     """
     kernel, norm = problem.kernel.flatten(3), problem.norm
-    largest = float(kernel.abs().amax())
-    scale = 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+    scale = float(power_of_two(kernel))
     kernel, turn, rows = kernel / scale, None, None
     if norm.gradient is not None:
         values, turn = torch.linalg.eigh(norm.gradient.double())

@@ -16,6 +16,21 @@ def relative_cutoff(matrix: Tensor) -> float:
     return matrix.shape[-1] * torch.finfo(matrix.dtype).eps
 
 
+def power_of_two(tensor: Tensor) -> Tensor:
+    """The power of two next below the largest absolute value, a scalar tensor; 1 where there is none above 0.
+
+    >>> power_of_two(torch.tensor([1.0, -3.0])), power_of_two(torch.zeros(2))
+    (tensor(2.), tensor(1.))
+
+    :param tensor: of any shape.
+    """
+    if not tensor.numel():
+        return tensor.new_ones(())
+    # without the copy that abs() makes
+    largest = torch.stack(tensor.aminmax()).abs().amax()
+    return torch.where(largest > 0, largest, torch.ones_like(largest)).log2().floor().exp2()
+
+
 def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The symmetric square root of a positive semi-definite matrix and its pseudo-inverse.
 

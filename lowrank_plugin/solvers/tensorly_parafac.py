@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShap
 from lowrank_plugin.solvers.common import check_dtype, is_finite, non_finite, record
 from lowrank_plugin.solvers.cpd import Cpd, chain_factors, diagnose, is_degenerate, lower
 from lowrank_plugin.solvers.cpd_start import to_chain
+from lowrank_plugin.solvers.linear_algebra import power_of_two
 from lowrank_plugin.solvers.sensitivity import rescale
 from lowrank_plugin.solvers.tensorly_conversion import from_cp_tensor, pytorch_backend
 
@@ -68,12 +68,11 @@ class TensorlyParafac:
         if not is_finite(problem):
             return non_finite(started)
         kernel = problem.kernel.flatten(3)
-        largest = float(kernel.abs().amax())
-        if largest == 0:
+        if not kernel.any():
             # TensorLy divides by the norm of the kernel; the answer needs no solver
             return Cpd().fit(problem, rank)
         # TensorLy squares the entries in their own dtype, so they must be of ordinary size.
-        scale = 2.0 ** math.floor(math.log2(largest))
+        scale = float(power_of_two(kernel))
         tensors, longest = [], 0
         with pytorch_backend(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

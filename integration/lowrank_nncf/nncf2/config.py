@@ -11,6 +11,7 @@ from typing import Any
 from nncf import NNCFConfig
 from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
 
+from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_plugin.settings import SCHEMA, Settings
 from lowrank_plugin.validation import suggestion
@@ -43,9 +44,7 @@ def section_of(config: Mapping[str, Any]) -> dict[str, Any]:
     section = {key: value for key, value in sections[0].items() if key != "algorithm"}
     with as_nncf_errors():
         Settings.from_mapping(section)
-    if "quantization" in names:
-        section.setdefault("decomposers", "int8")
-    return section
+    return with_defaults(section, [str(name) for name in names])
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import nncf
 from torch import nn
 
 from lowrank_hooks import CompressionContext
+from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, ModelError, StateError
 from lowrank_nncf.nncf3 import scopes
 from lowrank_nncf.nncf3.algorithms import algorithms
@@ -74,7 +75,9 @@ def create_compressed_model(
     start = _checked_model(model, sections, config.get("bake_pruning", False))
     steps = [(known[section["algorithm"]], section) for section in sections]
     merged = [_with_global_scopes(section, config, algorithm.schema) for algorithm, section in steps]
-    _expect_int8(sections, merged)
+    names = [section["algorithm"] for section in sections]
+    if "lowrank" in names:
+        merged[names.index("lowrank")] = with_defaults(merged[names.index("lowrank")], names)
     for (algorithm, _), section in zip(steps, merged, strict=True):
         if algorithm.check is not None:
             algorithm.check(start, section, context)
@@ -117,13 +120,6 @@ def _checked_model(model: nn.Module, sections: list[dict[str, Any]], bake: bool)
     start = bake_pruning(model) if bake else model
     check_free_of_hooks(start)
     return start
-
-
-def _expect_int8(sections: list[dict[str, Any]], merged: list[dict[str, Any]]) -> None:
-    """Where the same config quantizes, chains are of the decomposers that gain from 8 bits."""
-    names = [section["algorithm"] for section in sections]
-    if "lowrank" in names and "quantization" in names:
-        merged[names.index("lowrank")].setdefault("decomposers", "int8")
 
 
 def _check_dataset(dataset: object) -> None:

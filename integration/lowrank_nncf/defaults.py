@@ -1,0 +1,23 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the rest of a config decides for its ``"lowrank"`` section, whichever NNCF reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def with_defaults(section: Mapping[str, Any], algorithms: Collection[str]) -> dict[str, Any]:
+    """Where the same config quantizes, chains are of the decomposers that gain from 8 bits.
+
+    >>> with_defaults({"budget": {"macs": 0.5}}, ["lowrank", "quantization"])
+    {'budget': {'macs': 0.5}, 'decomposers': 'int8'}
+
+    :param section: the ``"lowrank"`` section; what it says itself counts.
+    :param algorithms: the names of all algorithms in the config.
+    :return: a section that leaves nothing to them.
+    """
+    decided = {"decomposers": "int8"} if "quantization" in algorithms else {}
+    return {**section, **{key: value for key, value in decided.items() if key not in section}}
