@@ -29,7 +29,7 @@ from lowrank_plugin.solvers.driver import iterate
 from lowrank_plugin.solvers.hooi import Hooi, hooi_size
 from lowrank_plugin.solvers.svd import Svd, project_outputs
 from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, whiten
-from lowrank_plugin.solvers.two_block_start import nested_basis
+from lowrank_plugin.solvers.two_block_start import leading_outputs, nested_basis
 
 _TRIALS = 3
 """Cheaper rank pairs tried once one keeps an error bound."""
@@ -46,8 +46,9 @@ class Tucker2:
     (:mod:`lowrank_plugin.solvers.two_block`); in the plain norm it is HOOI ([2]) on Gram matrices. A mode whose rank
     is full gets no 1x1 convolution: with R_S = S the result is the global optimum of :class:`Svd`.
 
-    It is a local optimiser: the limit depends on the start, which is the HOSVD of the whitened kernel. In practice
-    random starts reach the same limit.
+    It is a local optimiser: the limit depends on the start, which is the HOSVD of the whitened kernel, in a covariance
+    norm without the outputs that would be cut off if no inputs were combined. In practice random starts reach the same
+    limit.
 
     [1] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks",
     NeurIPS 2025, arXiv:2511.04494, algorithm 2.
@@ -88,7 +89,7 @@ class Tucker2:
         return tuple(stages)
 
     def curve(self, problem: Problem) -> Sequence[Point]:
-        """Errors of the starting point at a grid of free rank pairs: upper bounds of what a fit reaches.
+        """Errors of the whitened HOSVD at a grid of free rank pairs: in practice upper bounds of what a fit reaches.
 
         See :meth:`lowrank_hooks.Decomposer.curve`.
         """
@@ -206,7 +207,8 @@ class Tucker2:
             basis, left, core, status, errors, squared = self._plain(kernel.flatten(3), rank_out, rank_in)
         else:
             folded = fold(problem, 1)
-            start = nested_basis(folded.kernel, folded.means, rank_in)
+            seen = leading_outputs(folded.kernel, folded.weighted, rank_out)
+            start = nested_basis(seen, folded.means, rank_in)
             algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
             outcome = iterate(algorithm, self.max_steps, self.rtol)
             basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
@@ -251,7 +253,7 @@ def lower(shape: KernelShape, rank: Rank) -> tuple[int, int]:
 
 
 def _tails(problem: Problem, inner: Sequence[int]) -> list[list[float]]:
-    """For each inner rank the relative errors at every outer rank from 0 to T', at the starting point of a fit."""
+    """For each inner rank the relative errors at every outer rank from 0 to T', by the HOSVD of the whitened kernel."""
     folded, taps = fold(problem, 1), problem.shape.taps
     # The factor of the whole rotated covariance contains that of every leading set of combinations.
     whitened, _ = whiten(folded, nested_basis(folded.kernel, folded.means))

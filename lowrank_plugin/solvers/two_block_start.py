@@ -39,3 +39,20 @@ def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int
     lengths = torch.linalg.vector_norm(basis, dim=1, keepdim=True)
     basis = basis / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     return torch.linalg.qr(basis).Q.to(kernel)
+
+
+def leading_outputs(kernel: Tensor, weighted: Tensor, count: int) -> Tensor:
+    r"""The kernel seen through the combinations of its outputs that would be kept if no inputs were combined.
+
+    They are the leading eigenvectors of :math:`W \Sigma W^\top`. A start that heeds only them spends no rank on what is
+    cut off later anyway; on trained kernels that is worth more than a sweep.
+
+    :param kernel: W, [G, T, A, B].
+    :param weighted: W times the covariance, [G, T, A*B].
+    :param count: Q, how many combinations.
+    :return: [G, min(Q, T), A, B].
+    """
+    if count >= kernel.shape[1]:
+        return kernel
+    vectors = overwriting_eigh((weighted @ kernel.flatten(2).mT).double())[1]
+    return (vectors[:, :, -count:].mT.to(kernel) @ kernel.flatten(2)).unflatten(2, kernel.shape[2:])

@@ -134,12 +134,16 @@ def test_curve_offers_free_pairs() -> None:
     assert {(8, 24), (32, 8), (16, 8)} <= ranks
 
 
-def test_curve_is_the_start_of_the_fit() -> None:
+def test_curve_is_close_above_the_start_of_the_fit() -> None:
     problem = Problem(power_law_kernel(2, 16, 12, 3, 3), Norm(covariance(2, 108)))
     points = [point for point in Tucker2().curve(problem) if point.rank[1] < 12]
     for point in points[::7]:
-        start = Tucker2().fit(problem, point.rank).statistics["errors"][0]
-        assert point.error == pytest.approx(start, rel=1e-6, abs=1e-7)
+        statistics = Tucker2().fit(problem, point.rank).statistics
+        start = statistics["errors"][0]
+        assert 0.9 * point.error <= start <= 1.001 * point.error
+        assert statistics["relative_error"] <= point.error
+        if point.rank[0] == 16:  # no output is cut off, so both start alike
+            assert start == pytest.approx(point.error, rel=1e-6, abs=1e-7)
 
 
 def test_start_is_nearly_the_limit_under_a_kronecker_product() -> None:
