@@ -75,7 +75,7 @@ def test_curve_hardly_promises_more_than_a_fit_keeps(case: Case) -> None:
     points = Tucker2Cpd(curve_points=2).curve(case.problem)
     for point in points[-2:]:
         reached = Tucker2Cpd().fit(case.problem, point.rank).statistics["relative_error"]
-        assert reached <= 1.03 * point.error + 2e-3
+        assert reached <= 1.1 * point.error + 2e-3
 
 
 def test_bad_input() -> None:
