@@ -73,7 +73,7 @@ class Tucker2:
 
     max_steps: int = 6
     rtol: float = 2.5e-2
-    cg_steps: int = 2
+    cg_steps: int = 1
     relaxation: float = 1.6
     curve_points: int = 16
 
@@ -206,19 +206,24 @@ class Tucker2:
         if problem.norm.covariance is None:
             basis, left, core, status, errors, squared = self._plain(kernel.flatten(3), rank_out, rank_in)
         else:
-            folded = fold(problem, 1)
-            seen = leading_outputs(folded.kernel, folded.weighted, rank_out)
-            start = nested_basis(seen, folded.means, rank_in)
-            algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
-            outcome = iterate(algorithm, self.max_steps, self.rtol)
-            basis, left, core = outcome.state.basis, outcome.state.left, outcome.state.core
-            status, errors, squared = outcome.status, folded.history(outcome.errors), folded.norm_squared()
+            basis, left, core, status, errors, squared = self._weighted(problem, rank_out, rank_in)
         stages = [Stage(basis.mT.reshape(basis.shape[0], rank_in, -1, *ones)), Stage(core.unflatten(3, taps))]
         if rank_out < shape.out_channels:
             if left is None:
                 left = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device).expand(len(kernel), -1, -1)
             stages.append(Stage(left.reshape(*left.shape, *ones)))
         return Factorization(tuple(stages)), status, errors, squared
+
+    def _weighted(
+        self, problem: Problem, rank_out: int, rank_in: int
+    ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
+        folded = fold(problem, 1)
+        seen = leading_outputs(folded.kernel, folded.weighted, rank_out)
+        start = nested_basis(seen, folded.means, rank_in)
+        algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
+        outcome = iterate(algorithm, self.max_steps, self.rtol)
+        state, errors = outcome.state, folded.history(outcome.errors)
+        return state.basis, state.left, state.core, outcome.status, errors, folded.norm_squared()
 
     def _plain(
         self, kernel: Tensor, rank_out: int, rank_in: int

@@ -28,11 +28,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_hooks import KernelShape, Problem
+from lowrank_hooks import KernelShape, Norm, Problem
 from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient
 
 _RIDGE = 8.0
 """Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
+
+_ROUGH = 3e-5
+"""Ridge on the projected covariance, relative to its mean diagonal entry, where it is factorised in float32."""
+
+_ACCURATE = 1e-3
+"""Share of the squared norm from which on a squared error found with :data:`_ROUGH` is accurate enough."""
 
 _ROWS = 576
 """Most rows of the projected covariance that are computed at a time."""
@@ -67,6 +73,13 @@ class Folded:
             return matrix
         return torch.baddbmm(self.ridge * matrix, matrix, self.covariance)
 
+    def squared(self, matrix: Tensor) -> Tensor:
+        """The squared norm of [G, n, A*B] with the ridge, [G], in half the time of :meth:`apply`."""
+        plain = matrix.square().sum(dim=(1, 2))
+        if self.covariance is None:
+            return plain
+        return Norm(self.covariance).squared(matrix) + self.ridge.flatten() * plain
+
     def history(self, errors: Sequence[float]) -> list[float]:
         """Squared errors as relative errors."""
         energy = float(self.energy.sum())
@@ -90,7 +103,7 @@ class Folded:
         if self.covariance is None:
             return torch.eye(rank * b, dtype=dtype, device=basis.device).repeat(groups, 1, 1)
         gram = torch.empty(groups, rank * b, rank * b, dtype=dtype, device=basis.device)
-        block = max(1, min(_ROWS // b, -(-rank // 4)))
+        block = max(1, min(_ROWS // b, -(-rank // 2)))
         for begin in range(0, rank, block):
             end = min(begin + block, rank)
             # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
@@ -158,7 +171,7 @@ class Blocks:
     error: Tensor
 
 
-def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
+def regress(folded: Folded, basis: Tensor, rank_out: int, dtype: torch.dtype = torch.float64) -> Blocks:
     r"""The best X of rank ``rank_out`` for a given U: reduced-rank regression.
 
     With :math:`P \Sigma P^\top = L L^\top` and :math:`C = W \Sigma P^\top L^{-\top}`, the leading eigenvectors of
@@ -167,10 +180,11 @@ def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
     :param folded: the problem.
     :param basis: U, [G, A, R], orthonormal columns.
     :param rank_out: Q.
+    :param dtype: to work in; float32 takes half of the time and rounds the error up.
     :return: the state at this U.
     """
     groups, outputs, _, b = folded.kernel.shape
-    whitened, lower = whiten(folded, basis)
+    whitened, lower = whiten(folded, basis, dtype)
     if rank_out >= outputs:
         left, explained = None, whitened.square().sum(dim=(1, 2))
     else:
@@ -178,21 +192,25 @@ def regress(folded: Folded, basis: Tensor, rank_out: int) -> Blocks:
         left, explained = vectors[:, :, -rank_out:].flip(2), values[:, -rank_out:].sum(dim=1)
         whitened = whitened @ left
     core = (whitened if lower is None else torch.linalg.solve_triangular(lower.mT, whitened, upper=True)).mT
-    return Blocks(
-        basis,
-        None if left is None else left.to(basis),
-        core.to(basis).reshape(groups, -1, basis.shape[2], b),
-        (folded.energy - explained).clamp_min(0),
-    )
+    core = core.to(basis).reshape(groups, -1, basis.shape[2], b)
+    return Blocks(basis, None if left is None else left.to(basis), core, (folded.energy - explained).clamp_min(0))
 
 
-def whiten(folded: Folded, basis: Tensor) -> tuple[Tensor, Tensor | None]:
-    r""":math:`C^\top`, float64 [G, R*B, T], and the Cholesky factor L, float64 [G, R*B, R*B]; None for the identity."""
-    seen = project(folded.weighted, basis).mT.double()
+def whiten(folded: Folded, basis: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor | None]:
+    r""":math:`C^\top`, [G, R*B, T] in ``dtype``, and the Cholesky factor L, [G, R*B, R*B]; None for the identity."""
+    seen = project(folded.weighted, basis).mT.to(dtype)
     if folded.covariance is None:
         return seen, None
-    # float64: the factor of a covariance with a condition of 1e7 and more.
-    lower = overwriting_cholesky(lambda: folded.gram(basis, torch.float64, whole=False))
+
+    def gram() -> Tensor:
+        gram = folded.gram(basis, dtype, whole=False)
+        # Otherwise float64: the factor of a covariance with a condition of 1e7 and more.
+        if dtype is not torch.float64:
+            diagonal = gram.diagonal(dim1=1, dim2=2)
+            diagonal.add_(_ROUGH * diagonal.mean(dim=1, keepdim=True))
+        return gram
+
+    lower = overwriting_cholesky(gram)
     return torch.linalg.solve_triangular(lower, seen, upper=False), lower
 
 
@@ -244,8 +262,10 @@ class TwoBlock:
     relaxation: float = 1.0
 
     def init(self) -> Blocks:
-        """The best X for the start."""
-        return regress(self.folded, self.start, self.rank_out)
+        """The best X for the start; what is left to improve need not be known to many digits."""
+        rough = regress(self.folded, self.start, self.rank_out, self.start.dtype)
+        accurate = bool((rough.error >= _ACCURATE * self.folded.energy).all())
+        return rough if accurate else regress(self.folded, self.start, self.rank_out)
 
     def step(self, state: Blocks) -> Blocks:
         """Lower the error over U, then solve for X."""
@@ -260,8 +280,8 @@ class TwoBlock:
 def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float = 1.0) -> Tensor:
     r"""A better U for a given X, by conjugate gradients from the present one.
 
-    The normal equations of [1] (algorithm 2, the update of :math:`U_S`), preconditioned with the Kronecker product of
-    the mean block and the core's Gram, which they equal where the covariance has the same block on every kept column.
+    The normal equations of [1] (algorithm 2, the update of :math:`U_S`), preconditioned with what they are where the
+    covariance is the Kronecker product of its mean blocks.
 
     :param folded: the problem.
     :param state: where to start.
@@ -270,26 +290,35 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
     :return: [G, A, R], no longer orthonormal.
     """
     groups, _, a, b = folded.kernel.shape
-    by_rank = state.core.transpose(2, 3).flatten(1, 2)  # [G, Q*B, R]
-    target = folded.weighted if state.left is None else state.left.mT @ folded.weighted
+    taps_first = state.core.transpose(2, 3)
+    by_rank = taps_first.flatten(1, 2)  # [G, Q*B, R]
+
+    def spread(basis: Tensor) -> Tensor:
+        return (by_rank @ basis.mT).reshape(groups, -1, b, a).transpose(2, 3).flatten(2)
 
     def contract(rows: Tensor) -> Tensor:
-        return rows.reshape(groups, -1, a, b).permute(0, 2, 1, 3).flatten(2) @ by_rank
+        return folded.apply(rows).reshape(groups, -1, a, b).permute(0, 2, 1, 3).flatten(2) @ by_rank
 
-    def apply(basis: Tensor) -> Tensor:
-        rows = (by_rank @ basis.mT).reshape(groups, -1, b, a).transpose(2, 3).flatten(2)
-        return contract(folded.apply(rows))
-
-    inner = cholesky(by_rank.mT @ by_rank)
-    outer = None if folded.means is None else cholesky(folded.means[0])
+    outer, seen = None, by_rank
+    if folded.means is not None:
+        outer = cholesky(folded.means[0])
+        seen = (folded.means[1][:, None] @ taps_first).flatten(1, 2)
+    inner = cholesky(by_rank.mT @ seen)
 
     def precondition(residual: Tensor) -> Tensor:
         if outer is not None:
             residual = torch.cholesky_solve(residual, outer)
         return torch.cholesky_solve(residual.mT, inner).mT
 
-    improved = conjugate_gradient(apply, contract(target), state.basis, precondition, steps)
-    return torch.lerp(state.basis, improved, relaxation)
+    target = folded.kernel.flatten(2) if state.left is None else state.left.mT @ folded.kernel.flatten(2)
+    change = conjugate_gradient(
+        lambda basis: contract(spread(basis)),
+        lambda basis: folded.squared(spread(basis)),
+        contract(target - spread(state.basis)),
+        precondition,
+        steps,
+    )
+    return state.basis + relaxation * change
 
 
 def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, itemsize: int) -> int:
@@ -305,7 +334,7 @@ def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, items
     outputs = min(shape.out_channels, shape.in_channels * shape.taps)
     columns = shape.in_channels * shape.taps
     inner = rank * columns // combined
-    rows = min(_ROWS, -(-inner // 4))
+    rows = min(_ROWS, -(-inner // 2))
     held = itemsize * (outputs * columns + combined**2)
     start = 59 * combined**2 + 2 * outputs * columns
     seen = (8 + itemsize) * outputs * inner

@@ -54,5 +54,5 @@ def leading_outputs(kernel: Tensor, weighted: Tensor, count: int) -> Tensor:
     """
     if count >= kernel.shape[1]:
         return kernel
-    vectors = overwriting_eigh((weighted @ kernel.flatten(2).mT).double())[1]
-    return (vectors[:, :, -count:].mT.to(kernel) @ kernel.flatten(2)).unflatten(2, kernel.shape[2:])
+    vectors = overwriting_eigh(weighted @ kernel.flatten(2).mT)[1]
+    return (vectors[:, :, -count:].mT @ kernel.flatten(2)).unflatten(2, kernel.shape[2:])

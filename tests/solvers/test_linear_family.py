@@ -93,7 +93,7 @@ def test_curve_bounds_the_fit(method: Method, case: Case) -> None:
     assert curve
     for point in curve[:: max(1, len(curve) // 8)]:
         error = method.decomposer.fit(case.problem, point.rank).statistics["relative_error"]
-        assert error <= point.error * (1 + 1e-3) + tolerance(case.problem)
+        assert error <= point.error * (1 + 2e-3) + tolerance(case.problem)
 
 
 @our_methods
