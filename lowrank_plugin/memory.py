@@ -21,6 +21,8 @@ from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.survey import Layer
 
 GIGABYTE = 10**9
+OVERHEAD = 1.05
+"""What an allocator takes for tensors, as a multiple of their bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def need(layer: Layer, module: nn.Module, samples: int, largest: int, positions:
 
 def peak(needs: Mapping[str, Need], names: Sequence[str]) -> int:
     """Bytes that collecting some layers at once needs beyond what running the model does."""
-    return sum(needs[name].held for name in names) + max((needs[name].passing for name in names), default=0)
+    tensors = sum(needs[name].held for name in names) + max((needs[name].passing for name in names), default=0)
+    return math.ceil(OVERHEAD * tensors)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,8 @@ def divide(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any]
     refusals = {}
     for name, layer in layers.items():
         each = need(layer, model.get_submodule(name), sum(sizes), max(sizes), settings.positions)
-        if each.held + each.passing > limit:
-            needed = (each.held + each.passing) / GIGABYTE
-            refusals[name] = f"its statistics need {needed:.3g} GB, but memory_gb is {settings.memory_gb:g}"
+        if (needed := peak({name: each}, [name])) > limit:
+            refusals[name] = f"its statistics need {needed / GIGABYTE:.3g} GB, but memory_gb is {settings.memory_gb:g}"
         else:
             needs[name] = each
     groups = grouped(needs, limit)
@@ -103,7 +105,7 @@ def divide(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any]
 def grouped(needs: Mapping[str, Need], limit: float) -> list[list[str]]:
     """Names in groups that keep to a limit, in order.
 
-    >>> grouped({"a": Need(3, 1), "b": Need(3, 1), "c": Need(2, 1)}, limit=7)
+    >>> grouped({"a": Need(3, 1), "b": Need(3, 1), "c": Need(2, 1)}, limit=8)
     [['a', 'b'], ['c']]
 
     :param needs: by layer name, none above the limit.

