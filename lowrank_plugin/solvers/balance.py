@@ -64,8 +64,8 @@ def _squares(weight: Tensor) -> Tensor:
     """The mean square over the taps, float64 [G, out, in]."""
     # The square of an entry of 1e-25 vanishes in float32, so the size is taken out first.
     size = power_of_two(weight)
-    unit = weight / size
-    return unit.square_().reshape(*weight.shape[:3], -1).mean(dim=3).double() * size.double().square()
+    unit = (weight / size).square_().reshape(*weight.shape[:3], -1)
+    return unit.mean(dim=3, dtype=torch.float64).mul_(size.double().square())
 
 
 def _along(scale: Tensor, weight: Tensor, axis: int) -> Tensor:

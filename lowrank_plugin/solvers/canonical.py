@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Norm, Problem, Stage
-from lowrank_plugin.solvers.linear_algebra import power_of_two, relative_cutoff, solve_right
+from lowrank_plugin.solvers.linear_algebra import overwriting_eigh, power_of_two, relative_cutoff, solve_right
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,21 @@ def _roots(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Symmetric square root of [G, T, T], its pseudo-inverse, and the projector onto the null space if there is one."""
     # float64: the inverse root of a badly conditioned moment multiplies its own rounding errors. The cut-off stays
     # that of the given dtype, in which the smaller eigenvalues are noise already.
-    values, vectors = torch.linalg.eigh(gradient.double())
+    values, vectors = overwriting_eigh(gradient.to(torch.float64, copy=True, memory_format=torch.contiguous_format))
     kept = values > relative_cutoff(gradient) * values[:, -1:].clamp_min(0)
     root = torch.where(kept, values, torch.zeros_like(values)).sqrt()
     inverse = torch.where(kept, values.rsqrt(), torch.zeros_like(values))
-    blind = None
-    if not bool(kept.all()):
-        blind = ((vectors * (~kept).to(values)[:, None, :]) @ vectors.mT).to(gradient)
-    return (
-        ((vectors * root[:, None, :]) @ vectors.mT).to(gradient),
-        ((vectors * inverse[:, None, :]) @ vectors.mT).to(gradient),
-        blind,
-    )
+    blind = None if bool(kept.all()) else _composed(vectors, (~kept).to(values), gradient)
+    return _composed(vectors, root, gradient), _composed(vectors, inverse, gradient), blind
+
+
+def _composed(vectors: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """The matrix with these eigenvectors and eigenvalues in the dtype of another, a quarter of its rows at a time."""
+    matrix = torch.empty_like(like, memory_format=torch.contiguous_format)
+    step = -(-matrix.shape[1] // 4)
+    for target, rows in zip(matrix.split(step, dim=1), vectors.split(step, dim=1), strict=True):
+        target.copy_((rows * values[:, None, :]) @ vectors.mT)
+    return matrix
 
 
 def _best_last(problem: Problem, chain: Factorization) -> Tensor:

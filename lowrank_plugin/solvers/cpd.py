@@ -18,7 +18,7 @@ from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solu
 from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
 from lowrank_plugin.solvers.cpd_blocks import Objective
 from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
-from lowrank_plugin.solvers.cpd_start import Prepared, Slices, prepare, slices, start, unwhiten, whitened
+from lowrank_plugin.solvers.cpd_start import Prepared, prepare, slices, start, unwhiten, whitened
 from lowrank_plugin.solvers.driver import Outcome
 from lowrank_plugin.solvers.sensitivity import Factors, component_norms, congruence, rescale, sensitivity
 from lowrank_plugin.solvers.stable_cpd import least_squares, stabilise
@@ -204,27 +204,31 @@ class Cpd:
         """
         objective = prepared.objective
         total = float(objective.energy.sum())
-        white = whitened(prepared)
-        weighted = objective.covariance is not None or objective.rows is not None
-        begun = self.whitened_sweeps if weighted else self.max_sweeps
-        outcome = self._plain(white, slices(white, rank), rank, problem, begun)
-        done = len(outcome.errors) - 1
-        if weighted:
-            begin = unwhiten(prepared, outcome.state.factors)
+        if objective.covariance is None and objective.rows is None:
+            outcome, done = self._plain(prepared.kernel, rank, problem, self.max_sweeps), 0
+        else:
+            begin, done = self._begin(prepared, rank, problem)
             outcome = least_squares(objective, begin, self._sweeps(objective, rank), self.rtol)
-            done += len(outcome.errors) - 1
+            del begin
+        done += len(outcome.errors) - 1
         errors = [math.sqrt(error / total) if total > 0 else 0.0 for error in outcome.errors]
-        best, status = outcome.state, outcome.status
+        best, best_error, status = outcome.state.factors, outcome.state.error, outcome.status
         if problem.slack is None or total == 0:
-            return best.factors, status, errors, None, done
+            return best, status, errors, None, done
+        del outcome
         before = {
-            "sensitivity": _sensitivity(best.factors, prepared.scale),
-            "energy": _energy(best.factors, prepared.kernel),
+            "sensitivity": _sensitivity(best, prepared.scale),
+            "energy": _energy(best, prepared.kernel),
             "error": errors[-1],
         }
         sweeps = self.stable_sweeps if objective.covariance is None else self._sweeps(objective, rank)
-        traded = stabilise(objective, best.factors, best.error, problem.slack, sweeps, self.stable_rtol)
+        traded = stabilise(objective, best, best_error, problem.slack, sweeps, self.stable_rtol)
         return traded.state.factors, traded.status, errors, before, done + len(traded.errors) - 1
+
+    def _begin(self, prepared: Prepared, rank: int, problem: Problem) -> tuple[Factors, int]:
+        """Factors from the whitened kernel, and how many sweeps they took."""
+        outcome = self._plain(whitened(prepared), rank, problem, self.whitened_sweeps)
+        return unwhiten(prepared, outcome.state.factors), len(outcome.errors) - 1
 
     def _sweeps(self, objective: Objective, rank: int) -> int:
         """How many sweeps of either kind the problem's own norm is worth."""
@@ -234,9 +238,9 @@ class Cpd:
         work = 2 * (self.input_steps + self.tap_steps + 2) * groups * rank * math.prod(columns) ** 2
         return min(self.weighted_sweeps, max(LEAST_WEIGHTED, int(self.weighted_work / work)))
 
-    def _plain(self, kernel: Tensor, terms: Slices, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
+    def _plain(self, kernel: Tensor, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
         energy = kernel.square().sum(dim=(1, 2, 3), dtype=torch.float64)
-        begin = start(terms, rank, problem.generator(), self.spread)
+        begin = start(slices(kernel, rank), rank, problem.generator(), self.spread)
         return least_squares(Objective(kernel, energy), begin, sweeps, self.rtol)
 
 

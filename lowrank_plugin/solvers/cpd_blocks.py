@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.linear_algebra import solve_right
+from lowrank_plugin.solvers.linear_algebra import cholesky, solve_right
 from lowrank_plugin.solvers.sensitivity import Factors, bounded_update, rescale
 
 
@@ -99,7 +99,7 @@ class Objective:
         inp, image = self._inner(factors, 1, rhs, gram, penalty, image)
         factors = factors._replace(inp=inp)
         square_b = inp.square().sum(dim=1)
-        rhs = (projected * inp.mT.to(projected)[:, :, :, None]).sum(dim=2).mT.double()
+        rhs = projected.mul_(inp.mT.to(projected)[:, :, :, None]).sum(dim=2).mT.double()
         del projected
         penalty = multiplier[:, None] * (s * square_a + t * square_b)
         tap, image = self._inner(factors, 2, rhs, gram, penalty, image)
@@ -118,14 +118,16 @@ class Objective:
         mixed = self._khatri_rao(factors.inp, factors.tap)
         rhs = (self.cross.flatten(2) @ mixed).double()
         if image is None:
-            gram = (factors.inp.mT @ factors.inp) * (factors.tap.mT @ factors.tap)
+            del mixed
+            gram = (factors.inp.mT @ factors.inp).mul_(factors.tap.mT @ factors.tap)
         else:
             gram = (mixed.mT @ image).double()
-            gram = (gram + gram.mT) / 2
+            del mixed
+            gram = gram.add_(gram.mT.clone()).div_(2)
         _, square_b, square_c = factors.squares()
         multiplier = torch.zeros_like(self.energy)
         if bound is None:
-            out = solve_right(rhs, _ridged(gram, self.cutoff))
+            out = solve_right(rhs, _ridged(gram.clone(), self.cutoff))
         else:
             weights = factors.tap.shape[1] * square_b + factors.inp.shape[1] * square_c
             out, multiplier = bounded_update(rhs, gram, weights, self.energy, bound, self.rows, self.cutoff)
@@ -145,10 +147,12 @@ class Objective:
         :return: the factor, and Sigma M there.
         """
         other = factors[3 - mode]
-        system = gram * (other.mT @ other)
-        system = _ridged(system, self.cutoff) + torch.diag_embed(penalty)
+        system = _ridged((other.mT @ other).mul_(gram), self.cutoff)
+        system.diagonal(dim1=1, dim2=2).add_(penalty)
+        lower = cholesky(system)
+        del system
         if image is None or self.covariance is None:
-            return solve_right(rhs, system), None
+            return torch.cholesky_solve(rhs.mT, lower).mT, None
         fixed, small_gram = other.to(self.cross), gram.to(self.cross)
         sizes = (factors.inp.shape[1], factors.tap.shape[1])
 
@@ -157,11 +161,11 @@ class Objective:
 
         def contract(image: Tensor) -> Tensor:
             mixed = (image @ small_gram).unflatten(1, sizes)
-            along = fixed[:, None] if mode == 1 else fixed[:, :, None]
-            return (mixed * along).sum(dim=3 - mode).double()
+            mixed *= fixed[:, None] if mode == 1 else fixed[:, :, None]
+            return mixed.sum(dim=3 - mode).double()
 
         def precondition(x: Tensor) -> Tensor:
-            x = solve_right(x, system)
+            x = torch.cholesky_solve(x.mT, lower).mT
             return self.whitener @ x if mode == 1 and self.whitener is not None else x
 
         def apply(x: Tensor) -> Tensor:
@@ -173,10 +177,10 @@ class Objective:
 
 
 def _ridged(gram: Tensor, cutoff: float | None) -> Tensor:
-    """[G, R, R] with its diagonal raised by the share of it that is rounding anyway."""
-    if cutoff is None:
-        return gram
-    return gram + torch.diag_embed(cutoff * gram.diagonal(dim1=-2, dim2=-1))
+    """[G, R, R] with its diagonal raised, in place, by the share of it that is rounding anyway."""
+    if cutoff is not None:
+        gram.diagonal(dim1=-2, dim2=-1).mul_(1 + cutoff)
+    return gram
 
 
 def _descend(
@@ -189,7 +193,7 @@ def _descend(
     precondition: Callable[[Tensor], Tensor],
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Preconditioned conjugate gradients that carry the image of the iterate along.
+    """Preconditioned conjugate gradients that carry the image of the iterate along, in the place of the one given.
 
     Unlike :func:`conjugate_gradient` it returns the image, so that the next block needs no covariance product.
     """
@@ -205,7 +209,8 @@ def _descend(
         curvature = dot(direction, curve)
         alpha = torch.where((curvature > 0) & (rho > 0), rho / curvature, torch.zeros_like(rho))
         x = x + alpha * direction
-        image = image + alpha.to(moved) * moved
+        image.addcmul_(alpha.to(moved), moved)
+        del moved
         if step + 1 == steps:
             break
         residual = residual - alpha * curve

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
+
 
 class Factors(NamedTuple):
     """The factors of a CP decomposition, float64.
@@ -161,7 +163,7 @@ def bounded_update(
     largest = weights.amax(dim=1, keepdim=True)
     floor = torch.where(largest > 0, 1e-30 * largest, torch.ones_like(largest))
     inverse_root = torch.maximum(weights, floor).rsqrt()
-    values, vectors = torch.linalg.eigh(gram * inverse_root[:, :, None] * inverse_root[:, None, :])
+    values, vectors = overwriting_eigh((gram * inverse_root[:, :, None]).mul_(inverse_root[:, None, :]))
     kept = values > cutoff * values[:, -1:].clamp_min(0)
     values = torch.where(kept, values, torch.ones_like(values))[:, None, :]
     image = torch.where(kept[:, None, :], (rhs * inverse_root[:, None, :]) @ vectors, 0.0)
