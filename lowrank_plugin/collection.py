@@ -138,12 +138,16 @@ class _Tap:
         self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{seed}/{place}".encode()))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        # modes that number a module's operations, as NNCF's does, must not see these
+        with torch._C.DisableTorchFunction():
+            self._look(module, layer_input(args, kwargs).detach(), output.detach())
+
+    def _look(self, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
         adapter, observed = self.layer.adapter, self.observed
         observed.places.append(self.place)
-        observed.outputs.append(ChannelStatistics.of(adapter.outputs(module, output.detach()), channel_axes=2))
+        observed.outputs.append(ChannelStatistics.of(adapter.outputs(module, output), channel_axes=2))
         if not self.patches:
             return
-        inputs = layer_input(args, kwargs).detach()
         if isinstance(observed.patches, Autocorrelation):
             if observed.patches.takes(inputs):
                 self._take(working(inputs), inputs[0, 0].numel())

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_hooks import KernelShape, LayerAdapter, StageShape
 from lowrank_plugin.batches import batch_size, call, evaluating
-from lowrank_plugin.plugins import Registered
+from lowrank_plugin.plugins import Registered, manager
 from lowrank_plugin.scopes import check_scopes, matches
 from lowrank_plugin.settings import Settings
 
@@ -95,7 +95,7 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping
     :raises CalibrationError: where the model cannot take the example.
     :raises ConfigurationError: where a scope or a pattern of ranks matches no layer.
     """
-    by_type = {entry.record.module_type: (name, entry.record.adapter) for name, entry in adapters.items()}
+    by_type = _by_type(adapters)
     candidates = {name: module for name, module in model.named_modules() if _has_weight(module)}
     for key in ("target_scopes", "ignored_scopes", "ranks"):
         check_scopes(getattr(settings, key) or (), candidates, key)
@@ -113,11 +113,38 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping
         if reason is not None:
             refusals[name] = reason
             continue
-        kind, adapter = by_type[type(module)]
-        groups, out, inputs, *kernel = adapter.kernel(module).shape
-        layers[name] = Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls[name]))
+        layers[name] = _layer(name, module, by_type, calls[name])
     samples = batch_size(example)
     return Survey(layers, refusals, macs / samples, sum(p.numel() for p in model.parameters()), samples)
+
+
+def called_layers(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]) -> dict[str, Layer]:
+    """Those of some modules that an example run calls and that have an adapter, whether they can be compressed or not.
+
+    :param model: the network; it is left as it was.
+    :param example: an input for it, any nesting of tuples, lists and dicts.
+    :param modules: modules of it by name.
+    :raises CalibrationError: where the model cannot take the example.
+    """
+    by_type = _by_type(manager().registered("layer adapter"))
+    known = {name: module for name, module in modules.items() if type(module) in by_type}
+    calls, _, _ = _example_run(model, example, known)
+    return {name: _layer(name, known[name], by_type, each) for name, each in calls.items()}
+
+
+def _by_type(adapters: Mapping[str, Registered]) -> dict[type, tuple[str, LayerAdapter]]:
+    return {entry.record.module_type: (name, entry.record.adapter) for name, entry in adapters.items()}
+
+
+def _layer(
+    name: str,
+    module: nn.Module,
+    by_type: Mapping[type, tuple[str, LayerAdapter]],
+    calls: Sequence[tuple[torch.Size, torch.Size]],
+) -> Layer:
+    kind, adapter = by_type[type(module)]
+    groups, out, inputs, *kernel = adapter.kernel(module).shape
+    return Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls))
 
 
 def _has_weight(module: nn.Module) -> bool:

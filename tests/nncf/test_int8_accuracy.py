@@ -54,6 +54,7 @@ def test_int8_costs_little_on_top_of_lowrank(tmp_path: Path) -> None:
         found.append(measure.outputs(measure.compile_openvino(path), samples))
     labels = [label for _, label in samples]
     before, after = (measure.fidelity(each, found[0], labels) for each in found[1:])
-    # measured: 1.4 points (standard error 0.6) and 0.015 nats; without rotated chains 1.4 (0.8) and 0.046
-    assert after.top1 >= before.top1 - 2.5
-    assert after.kl <= before.kl + 0.03
+    # measured: 0.5 points gained, where the standard error of the difference is 0.6, and 0.005 nats lost; without
+    # rounding weights for least error 0.019 nats
+    assert after.top1 >= before.top1 - 1
+    assert after.kl <= before.kl + 0.02

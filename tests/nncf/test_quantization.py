@@ -14,6 +14,7 @@ from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, S
 from torch import Tensor, nn
 
 import lowrank_nncf
+from lowrank_nncf.nncf3 import quantization
 from lowrank_nncf.nncf3.wrapping import hooks
 
 QUANTIZATION = {"algorithm": "quantization"}
@@ -104,6 +105,32 @@ def test_chains_are_rotated_in_a_copy(model: nn.Module, dataset: nncf.Dataset, i
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
     unequal, equal = sizes(small.conv[0], small, images), sizes(quantized.conv[0], quantized, images)
     assert float(unequal.max() / unequal.min()) > 2 > 1.2 > float(equal.max() / equal.min())
+
+
+@pytest.mark.parametrize(
+    "section", [{"overflow_fix": "enable"}, {"overflow_fix": "disable", "weights": {"mode": "asymmetric"}}]
+)
+def test_weights_are_rounded_for_least_error(
+    section: dict[str, Any], model: nn.Module, dataset: nncf.Dataset, images: Tensor
+) -> None:
+    """They are values of their quantizers, no larger than NNCF's own, and the network is closer to what it was."""
+    model.eval()
+    advanced = quantization._advanced(section)
+    usual = nncf.quantize(model, dataset, advanced_parameters=advanced)
+    _, found = lowrank_nncf.create_compressed_model(model, {"compression": {**QUANTIZATION, **section}}, dataset)
+    with torch.no_grad():
+        for name, layer in found.named_modules():
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            kind = "linear" if isinstance(layer, nn.Linear) else "conv2d"
+            hook = f"pre_hooks.{name}/{kind}/0__1.0"
+            quantizer = dict(hooks(found, (BaseQuantizer,)))[hook]
+            torch.testing.assert_close(quantizer(layer.weight), layer.weight.detach())
+            nearest = dict(hooks(usual, (BaseQuantizer,)))[hook](usual.get_submodule(name).weight)
+            assert not torch.allclose(layer.weight, nearest)
+            assert float(layer.weight.abs().max()) <= float(nearest.abs().max()) * (1 + 1e-5)
+        wanted = model(images)
+        assert float((found(images) - wanted).norm()) < 0.9 * float((usual(images) - wanted).norm())
 
 
 def test_chains_with_masks_keep_their_weights(model: nn.Module, dataset: nncf.Dataset) -> None:

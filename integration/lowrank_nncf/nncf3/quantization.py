@@ -17,12 +17,13 @@ import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import progress
-from lowrank_nncf.nncf3 import adaptation, scopes
+from lowrank_nncf.nncf3 import adaptation, rounding, scopes
 from lowrank_nncf.nncf3.inputs import items_for
 from lowrank_nncf.nncf3.schema import SCOPING
 from lowrank_nncf.nncf3.statistics import QuantizationStatistics
 from lowrank_nncf.nncf3.wrapping import check_can_be_wrapped, hooks
 from lowrank_plugin.reporting import RECORD
+from lowrank_plugin.rounding import round_weights
 
 _RANGES: dict[str, RangeEstimatorParameters] = {
     "min_max": RangeEstimatorParametersSet.MINMAX,
@@ -102,6 +103,8 @@ def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
 def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> tuple[nn.Module, Any]:
     check_can_be_wrapped(model, "quantization")
     samples = section.get("initializer", {}).get("range", {}).get("num_init_samples", 300)
+    advanced, own = _advanced(section), rounding.applies(model, section)
+    advanced.disable_bias_correction = own
     model = _rotated(model, context)
     training = {name: module.training for name, module in model.named_modules()}
     try:
@@ -113,11 +116,14 @@ def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
             subset_size=max(1, items_for(samples, context.dataset)),
             model_type=nncf.ModelType(section["model_type"]) if "model_type" in section else None,
             ignored_scope=scopes.ignored(model, section, context),
-            advanced_parameters=_advanced(section),
+            advanced_parameters=advanced,
         )
     except StopIteration as error:
         msg = "The dataset is empty. A generator can be gone through only once; give a list or a DataLoader instead."
         raise CalibrationError(msg) from error
+    if own:
+        with as_nncf_errors():
+            round_weights(quantized, rounding.grids(quantized), context.dataset, progress=progress)
     adaptation.adapt(quantized, section, context)
     for name, module in quantized.named_modules():
         module.training = training.get(name, model.training)
