@@ -72,8 +72,8 @@ class Norm:
         for begin in range(0, matrix.shape[-1], _BLOCK):
             block = slice(begin, begin + _BLOCK)
             image = matrix[..., block] @ covariance[:, block, block]
-            image += 2 * (matrix[..., :begin] @ covariance[:, :begin, block])
+            image.add_(matrix[..., :begin] @ covariance[:, :begin, block], alpha=2)
             if self.gradient is not None:
                 image = self.gradient.to(matrix) @ image
-            total = total + (image * matrix[..., block]).sum(dim=(-2, -1))
+            total = total + image.mul_(matrix[..., block]).sum(dim=(-2, -1))
         return total.clamp_min(0)

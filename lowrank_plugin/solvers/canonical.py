@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Norm, Problem, Stage
-from lowrank_plugin.solvers.linear_algebra import overwriting_eigh, power_of_two, relative_cutoff, solve_right
+from lowrank_plugin.solvers.linear_algebra import overwriting_eigh, relative_cutoff, solve_right, unit_scale
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def canonical(problem: Problem) -> Canonical:
     if matrix.shape[1] > matrix.shape[2]:
         basis, matrix = torch.linalg.qr(matrix)
         lift = basis if lift is None else lift @ basis
-    scale = power_of_two(matrix)
-    # Within this range nothing is gained by scaling, and the kernel need not be copied.
-    scale = torch.where((scale > 2.0**-20) & (scale < 2.0**20), torch.ones_like(scale), scale)
+    scale = unit_scale(matrix)
     matrix = matrix if float(scale) == 1 else matrix / scale
     kernel = matrix.reshape(matrix.shape[0], -1, *problem.kernel.shape[2:])
 

@@ -13,6 +13,9 @@ import torch
 
 from lowrank_hooks import Factorization, KernelShape, Problem, Rank, Solution, StageShape, Status
 
+_SEEN = 1024
+"""Columns of the images under a covariance that :meth:`lowrank_hooks.Norm.squared` holds at once: two blocks."""
+
 
 def check_rank(rank: Rank, length: int, name: str) -> None:
     """Raise unless ``rank`` has the right length and positive entries.
@@ -138,7 +141,11 @@ def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, ite
     """
     chain = sum(stage.parameters for stage in stages)
     kernel = shape.parameters // shape.groups
-    measured, before, taps = 2 * kernel, 0, 1
+    columns = kernel // shape.out_channels
+    # The difference, and its image under the norm or two blocks of that.
+    weighted = norm in ("covariance", "two-sided")
+    image = shape.out_channels * min(columns, _SEEN) if weighted else kernel
+    measured, before, taps = kernel + image, 0, 1
     for stage in stages:
         taps *= math.prod(stage.kernel_size)
         product = stage.out_channels * shape.in_channels * taps
@@ -148,7 +155,6 @@ def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, ite
     scaled = max(chain, *(stage.parameters for stage in stages))
     small = 16 * sum(stage.parameters // math.prod(stage.kernel_size) for stage in stages)
     # The way back from the triangular factor that stands for a kernel with more outputs than inputs.
-    columns = kernel // shape.out_channels
     lift = kernel + columns**2 if columns < shape.out_channels else 0
     whole = itemsize * (chain + lift + max(measured, scaled)) + small
     return shape.groups * whole + extra_side(shape, norm, itemsize)

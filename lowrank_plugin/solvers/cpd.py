@@ -20,6 +20,7 @@ from lowrank_plugin.solvers.cpd_blocks import Objective
 from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
 from lowrank_plugin.solvers.cpd_start import Prepared, prepare, slices, start, unwhiten, whitened
 from lowrank_plugin.solvers.driver import Outcome
+from lowrank_plugin.solvers.linear_algebra import row_products
 from lowrank_plugin.solvers.sensitivity import Factors, component_norms, congruence, rescale, sensitivity
 from lowrank_plugin.solvers.stable_cpd import least_squares, stabilise
 
@@ -134,7 +135,7 @@ class Cpd:
         if total == 0:
             return [0.0] * len(ranks)
         white = whitened(prepared)
-        objective = Objective(white, white.square().sum(dim=(1, 2, 3), dtype=torch.float64))
+        objective = Objective(white, row_products(white, white).sum(dim=1))
         terms = slices(white, ranks[-1])
         factors, errors, sweeps = None, [1.0], self.curve_sweeps
         full = self.max_sweeps if white is prepared.kernel else self.whitened_sweeps
@@ -184,16 +185,16 @@ class Cpd:
         """
         width = lower(shape, rank)
         columns = shape.in_channels * shape.taps
-        sums = shape.out_channels + shape.in_channels + shape.taps
-        kernel = itemsize * shape.out_channels * columns
-        factors = 8 * width * sums
-        square = 8 * width * width
-        # Kernel copies: scaled, and rotated or times the covariance; then terms of the slices or the sweep's own.
-        weighted = norm in ("covariance", "two-sided")
-        copies = 1 + 4 * weighted
-        begin = kernel * 4 + 4 * factors
-        sweep = (6 + 2 * weighted) * factors + 6 * square + (5 if weighted else 2) * itemsize * width * columns
-        return shape.groups * (copies * kernel + max(begin, sweep))
+        kernel, mixed = itemsize * shape.out_channels * columns, itemsize * width * columns
+        factors = 8 * width * (shape.out_channels + shape.in_channels + shape.taps)
+        square = 8 * width**2
+        weighted, turned = norm in ("covariance", "two-sided"), norm == "two-sided"
+        # The kernel times the covariance and rotated; the roots of both sides.
+        held = kernel * (weighted + turned) + 24 * (weighted * shape.in_channels**2 + turned * shape.out_channels**2)
+        begin = kernel * (4 + weighted) + 2 * factors
+        inner = (2 + 2 * weighted) * mixed + (2 + weighted) * square + (5 + 3 * weighted) * factors
+        outer = weighted * mixed + 9 * square // 2 + 15 * factors // 2
+        return shape.groups * 21 * (held + max(begin, inner, outer)) // 20
 
     def _solve(
         self, prepared: Prepared, problem: Problem, rank: int
@@ -239,7 +240,7 @@ class Cpd:
         return min(self.weighted_sweeps, max(LEAST_WEIGHTED, int(self.weighted_work / work)))
 
     def _plain(self, kernel: Tensor, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
-        energy = kernel.square().sum(dim=(1, 2, 3), dtype=torch.float64)
+        energy = row_products(kernel, kernel).sum(dim=1)
         begin = start(slices(kernel, rank), rank, problem.generator(), self.spread)
         return least_squares(Objective(kernel, energy), begin, sweeps, self.rtol)
 
@@ -278,7 +279,7 @@ def _sensitivity(factors: Factors, scale: float) -> float:
 
 
 def _energy(factors: Factors, kernel: Tensor) -> float:
-    total = float(kernel.square().sum(dtype=torch.float64))
+    total = float(row_products(kernel, kernel).sum())
     return float(component_norms(factors).square().sum()) / total if total > 0 else 0.0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowrank_hooks import Factorization, Problem, Stage
 from lowrank_plugin.solvers.cpd_blocks import Objective
-from lowrank_plugin.solvers.linear_algebra import power_of_two, roots
+from lowrank_plugin.solvers.linear_algebra import roots, row_products, unit_scale
 from lowrank_plugin.solvers.sensitivity import Factors, rescale
 
 _BLIND = 1e-7
@@ -80,8 +80,8 @@ def prepare(problem: Problem, input_steps: int = 2, tap_steps: int = 1) -> Prepa
     :return: the problem in the solver's coordinates.
     """
     kernel, norm = problem.kernel.flatten(3), problem.norm
-    scale = float(power_of_two(kernel))
-    kernel, turn, rows = kernel / scale, None, None
+    scale, turn, rows = float(unit_scale(kernel)), None, None
+    kernel = kernel if scale == 1 else kernel / scale
     if norm.gradient is not None:
         values, turn = torch.linalg.eigh(norm.gradient.double())
         top = values[:, -1:].clamp_min(0)
@@ -93,8 +93,7 @@ def prepare(problem: Problem, input_steps: int = 2, tap_steps: int = 1) -> Prepa
         cross = (kernel.flatten(2) @ covariance).view_as(kernel)
         mixing = _mean_roots(covariance, kernel.shape[2], kernel.shape[3])
         whitener = mixing[0][1] @ mixing[0][1]
-    # The sum over the outputs is taken in float64; one row at a time it would be rounding free for most kernels.
-    by_row = (cross * kernel).sum(dim=(2, 3), dtype=torch.float64)
+    by_row = row_products(cross, kernel)
     energy = (by_row if rows is None else by_row * rows).sum(dim=1)
     objective = Objective(cross, energy.clamp_min(0), covariance, rows, whitener, input_steps, tap_steps)
     return Prepared(kernel, objective, turn, scale, mixing)

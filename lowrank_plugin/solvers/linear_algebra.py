@@ -31,6 +31,33 @@ def power_of_two(tensor: Tensor) -> Tensor:
     return torch.where(largest > 0, largest, torch.ones_like(largest)).log2().floor().exp2()
 
 
+def unit_scale(tensor: Tensor) -> Tensor:
+    """The power of two that brings a tensor to unit size; 1 where that would gain nothing, to save the copy.
+
+    >>> unit_scale(torch.tensor([3.0])), unit_scale(torch.tensor([3e30])).log2()
+    (tensor(1.), tensor(101.))
+
+    :param tensor: of any shape.
+    """
+    scale = power_of_two(tensor)
+    return torch.where((scale > 2.0**-20) & (scale < 2.0**20), torch.ones_like(scale), scale)
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows of two tensors in float64, without a copy of either in it.
+
+    >>> row_products(torch.ones(1, 2, 3), torch.ones(1, 2, 3))
+    tensor([[3., 3.]], dtype=torch.float64)
+
+    :param a: [G, T, ...].
+    :param b: the same.
+    :return: [G, T].
+    """
+    step = max(1, a.shape[1] // 8)
+    parts = zip(a.split(step, dim=1), b.split(step, dim=1), strict=True)
+    return torch.cat([(x.double() * y).flatten(2).sum(dim=2) for x, y in parts], dim=1)
+
+
 def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The symmetric square root of a positive semi-definite matrix and its pseudo-inverse.
 

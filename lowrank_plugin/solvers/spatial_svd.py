@@ -26,7 +26,8 @@ from lowrank_plugin.solvers.common import (
     record,
 )
 from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, project, whiten
+from lowrank_plugin.solvers.two_block import TwoBlock, fold, project, whiten
+from lowrank_plugin.solvers.two_block_memory import fit_bytes
 from lowrank_plugin.solvers.two_block_start import nested_basis
 
 

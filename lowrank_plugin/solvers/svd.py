@@ -92,7 +92,10 @@ class Svd:
         gram_bytes = 4096 + 8 * outputs**2 + 8 * block * outputs
         if norm in ("covariance", "two-sided"):
             gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
-        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        stages = self.structure(shape, rank)
+        # Measuring, the first stage is turned beside the kernel in the making.
+        turned = sum(stage.parameters for stage in stages) + 2 * stages[0].parameters + shape.out_channels * columns
+        final = max(final_bytes(shape, stages, norm, itemsize), 27 * shape.groups * itemsize * turned // 25)
         gram_bytes = shape.groups * max(gram_bytes, 4096 + 25 * outputs**2)
         return max(gram_bytes + extra_side(shape, norm, itemsize), final)
 

@@ -28,7 +28,8 @@ from lowrank_plugin.solvers.common import (
 from lowrank_plugin.solvers.driver import iterate
 from lowrank_plugin.solvers.hooi import Hooi, hooi_size
 from lowrank_plugin.solvers.svd import Svd, project_outputs
-from lowrank_plugin.solvers.two_block import TwoBlock, fit_bytes, fold, whiten
+from lowrank_plugin.solvers.two_block import TwoBlock, fold, whiten
+from lowrank_plugin.solvers.two_block_memory import fit_bytes
 from lowrank_plugin.solvers.two_block_start import leading_outputs, nested_basis
 
 _TRIALS = 3

@@ -129,7 +129,7 @@ class Tucker2Cpd:
         own = rank_out * columns + weighted * columns * (columns + shape.in_channels * shape.taps)
         inner = self.cpd.peak_bytes(core, (width,), norm, itemsize)
         first = self.tucker2.peak_bytes(shape, (rank_out, rank_in), norm, itemsize)
-        return max(first, shape.groups * itemsize * own + inner)
+        return max(first, 27 * (shape.groups * itemsize * own + inner) // 25)
 
     def _core(self, problem: Problem, rank_out: int, rank_in: int) -> _Core | None:
         """The Tucker-2 core as a problem of its own."""

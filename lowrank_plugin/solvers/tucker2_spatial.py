@@ -32,7 +32,6 @@ from lowrank_plugin.solvers.two_block import (
     Blocks,
     Folded,
     complete,
-    fit_bytes,
     fold,
     improve_basis,
     overwriting_cholesky,
@@ -40,6 +39,7 @@ from lowrank_plugin.solvers.two_block import (
     regress,
     whiten,
 )
+from lowrank_plugin.solvers.two_block_memory import fit_bytes, rows_bytes
 from lowrank_plugin.solvers.two_block_start import nested_basis
 
 
@@ -158,6 +158,7 @@ class Tucker2Spatial:
         chain = balance(reduction.restore(_chain(outcome.state, problem.shape, rank_in, rank_out)))
         peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
         errors = folded.history(outcome.errors)
+        del folded, algorithm
         return record(problem, chain, outcome.status, started, peak, errors, energy)
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
@@ -174,14 +175,21 @@ class Tucker2Spatial:
         high, inner = shape.kernel_size[0], rank_in * shape.taps
         seen = 8 * min(shape.out_channels, shape.in_channels * shape.taps) * inner
         if norm not in ("covariance", "two-sided"):
-            return max(final, shape.groups * (8 * 5 * (rank_in * high) ** 2 + 2 * seen))
+            rows = middle * shape.kernel_size[1]
+            states = 12 * (shape.out_channels * rank_out + rank_out * rows + rank_in * (high * middle + 1))
+            regressing = 8 * rows * (shape.out_channels + rank_out) + 24 * shape.out_channels**2
+            improving = 3 * itemsize * rank_out * inner + 24 * rank_in * high * middle
+            steps = max(24 * (rank_in * high) ** 2, states + max(regressing, improving))
+            return max(final, shape.groups * 28 * (seen // 2 + steps) // 25)
         # The first stage's problem is a fit of its own within the projected covariance, held in the kernel's dtype.
         reduced = KernelShape(shape.groups, shape.out_channels, rank_in, shape.kernel_size)
         within = fit_bytes(reduced, rank_in * high, middle, rank_out, itemsize)
         held = itemsize * (shape.groups * inner**2 + 2 * shape.parameters)
-        making = shape.groups * (8 * inner**2 + 3 * seen)
+        columns = shape.in_channels * shape.taps
+        regressing = 8 * inner**2 + 3 * seen + 24 * min(shape.out_channels, columns) ** 2
+        making = shape.groups * max(regressing, rows_bytes(columns, inner, itemsize))
         within = max(within, making, fit_bytes(shape, shape.in_channels, 1, 1, itemsize) - held)
-        return max(final, 26 * (held + within) // 25 + extra_side(shape, norm, itemsize))
+        return max(final, 27 * (held + within) // 25 + extra_side(shape, norm, itemsize))
 
 
 @dataclass(frozen=True)

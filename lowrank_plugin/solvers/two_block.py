@@ -28,8 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_hooks import KernelShape, Norm, Problem
-from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient
+from lowrank_hooks import Norm, Problem
+from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient, row_products
+from lowrank_plugin.solvers.two_block_memory import ROWS
 
 _RIDGE = 8.0
 """Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
@@ -39,9 +40,6 @@ _ROUGH = 3e-5
 
 _ACCURATE = 1e-3
 """Share of the squared norm from which on a squared error found with :data:`_ROUGH` is accurate enough."""
-
-_ROWS = 576
-"""Most rows of the projected covariance that are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Folded:
 
     def norm_squared(self) -> float:
         """The squared norm of W without the ridge."""
-        extra = self.ridge.double().flatten() * self.kernel.square().sum(dim=(1, 2, 3), dtype=torch.float64)
+        extra = self.ridge.double().flatten() * row_products(self.kernel, self.kernel).sum(dim=1)
         return float((self.energy - extra).sum())
 
     def gram(self, basis: Tensor, dtype: torch.dtype, whole: bool = True) -> Tensor:
@@ -103,7 +101,7 @@ class Folded:
         if self.covariance is None:
             return torch.eye(rank * b, dtype=dtype, device=basis.device).repeat(groups, 1, 1)
         gram = torch.empty(groups, rank * b, rank * b, dtype=dtype, device=basis.device)
-        block = max(1, min(_ROWS // b, -(-rank // 2)))
+        block = max(1, min(ROWS // b, -(-rank // 2)))
         for begin in range(0, rank, block):
             end = min(begin + block, rank)
             # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
@@ -127,7 +125,7 @@ def fold(problem: Problem, combined: int) -> Folded:
     kernel = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined)
     matrix, covariance = kernel.flatten(2), problem.norm.covariance
     if covariance is None:
-        energy = matrix.square().sum(dim=(1, 2), dtype=torch.float64)
+        energy = row_products(matrix, matrix).sum(dim=1)
         return Folded(kernel, None, energy.new_zeros(len(kernel), 1, 1), matrix, None, energy)
     info = torch.finfo(kernel.dtype)
     covariance = covariance.to(kernel)
@@ -147,7 +145,7 @@ def complete(
         _ridged(blocks.diagonal(dim1=1, dim2=3).mean(dim=3), ridge),
     )
     if energy is None:
-        energy = (weighted * kernel.flatten(2)).sum(dim=2).double().sum(dim=1)
+        energy = row_products(weighted, kernel.flatten(2)).sum(dim=1)
     return Folded(kernel, covariance, ridge, weighted, means, energy)
 
 
@@ -319,26 +317,3 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
         steps,
     )
     return state.basis + relaxation * change
-
-
-def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, itemsize: int) -> int:
-    """The most extra memory of a covariance fit: the start, or the projected covariance with the rows in the making.
-
-    :param shape: the kernel's sizes.
-    :param combined: A, how many columns are combined.
-    :param rank: R.
-    :param rank_out: Q.
-    :param itemsize: bytes of one entry of the kernel.
-    :return: bytes, without the final measurement.
-    """
-    outputs = min(shape.out_channels, shape.in_channels * shape.taps)
-    columns = shape.in_channels * shape.taps
-    inner = rank * columns // combined
-    rows = min(_ROWS, -(-inner // 2))
-    held = itemsize * (outputs * columns + combined**2)
-    start = 59 * combined**2 + 2 * outputs * columns
-    seen = (8 + itemsize) * outputs * inner
-    making = 8 * inner**2 + seen + itemsize * rows * (2 * columns + 2 * inner)
-    solving = 8 * inner**2 + 2 * seen + 8 * rank_out * inner + 24 * outputs**2
-    # Two twenty-fifths on top for everything small.
-    return shape.groups * 27 * (held + max(start, making, solving)) // 25
