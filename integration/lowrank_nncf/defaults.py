@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def with_defaults(section: Mapping[str, Any], algorithms: Collection[str]) -> dict[str, Any]:
+def with_defaults(section: Mapping[str, Any], algorithms: Collection[object]) -> dict[str, Any]:
     """Where the same config quantizes, chains are of the decomposers that gain from 8 bits.
 
     >>> with_defaults({"budget": {"macs": 0.5}}, ["lowrank", "quantization"])
@@ -19,5 +19,6 @@ def with_defaults(section: Mapping[str, Any], algorithms: Collection[str]) -> di
     :param algorithms: the names of all algorithms in the config.
     :return: a section that leaves nothing to them.
     """
-    decided = {"decomposers": "int8"} if "quantization" in algorithms else {}
-    return {**section, **{key: value for key, value in decided.items() if key not in section}}
+    if "quantization" not in algorithms or "decomposers" in section:
+        return dict(section)
+    return {**section, "decomposers": "int8"}

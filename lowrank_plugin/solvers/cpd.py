@@ -108,7 +108,7 @@ class Cpd:
     def curve(self, problem: Problem) -> Sequence[Point]:
         """Errors expected of fits at ranks up to the one at which the chain has three quarters of the weights.
 
-        A few ranks are solved for with fewer sweeps than a fit makes; what the others would still gain is
+        A few ranks are solved for with fewer sweeps than a fit makes; what the other sweeps would still gain is
         extrapolated, and the ranks between are interpolated. On trained kernels fits end between a tenth below the
         error predicted, the slack included, and a tenth above.
 
@@ -135,7 +135,7 @@ class Cpd:
         if total == 0:
             return [0.0] * len(ranks)
         white = whitened(prepared)
-        objective = Objective(white, row_products(white, white).sum(dim=1))
+        objective = _plain_objective(white)
         terms = slices(white, ranks[-1])
         factors, errors, sweeps = None, [1.0], self.curve_sweeps
         full = self.max_sweeps if white is prepared.kernel else self.whitened_sweeps
@@ -240,9 +240,13 @@ class Cpd:
         return min(self.weighted_sweeps, max(LEAST_WEIGHTED, int(self.weighted_work / work)))
 
     def _plain(self, kernel: Tensor, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
-        energy = row_products(kernel, kernel).sum(dim=1)
         begin = start(slices(kernel, rank), rank, problem.generator(), self.spread)
-        return least_squares(Objective(kernel, energy), begin, sweeps, self.rtol)
+        return least_squares(_plain_objective(kernel), begin, sweeps, self.rtol)
+
+
+def _plain_objective(kernel: Tensor) -> Objective:
+    """The squared error of [G, T, S, K] in the plain norm."""
+    return Objective(kernel, row_products(kernel, kernel).sum(dim=1))
 
 
 def lower(shape: KernelShape, rank: Rank) -> int:

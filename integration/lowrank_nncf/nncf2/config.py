@@ -44,7 +44,7 @@ def section_of(config: Mapping[str, Any]) -> dict[str, Any]:
     section = {key: value for key, value in sections[0].items() if key != "algorithm"}
     with as_nncf_errors():
         Settings.from_mapping(section)
-    return with_defaults(section, [str(name) for name in names])
+    return with_defaults(section, names)
 
 
 def check(config: Mapping[str, Any]) -> None:
