@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import Decomposer, Factorization, KernelShape, Norm, Problem, Rank, Solution
+from lowrank_plugin import batching
 from lowrank_plugin.moments import Moments
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer
@@ -35,7 +36,7 @@ class Fitted:
     :param solution: the solver's answer.
     :param output_error: relative error of the layer's output on the calibration data, or of the kernel in the
         Frobenius norm where there is none.
-    :param seconds: time the fit took.
+    :param seconds: time the fit took; of layers solved together, each one's share.
     """
 
     factorization: Factorization | None
@@ -132,27 +133,35 @@ def stated_bytes(decomposer: Decomposer, kernel: Tensor, rank: Rank, norm: str) 
     return int(stated(shape, rank, norm, _solver_dtype(kernel).itemsize))
 
 
-def fit(problem: Problem, decomposer: Decomposer, rank: Rank, bias: Tensor | None, moments: Moments | None) -> Fitted:
-    """Solve for the factors and correct the bias.
+def fit(
+    problems: Sequence[Problem],
+    decomposer: Decomposer,
+    rank: Rank,
+    biases: Sequence[Tensor | None],
+    moments: Sequence[Moments | None],
+) -> list[Fitted]:
+    """Solve for the factors of layers that are alike, and correct their biases.
 
     With the centred covariance the best bias is exactly ``b + (W - W~) mu``, which leaves the mean of the output
     unchanged.
 
-    :param problem: the kernel and the norm.
+    :param problems: the kernels and the norms.
     :param decomposer: the solver.
-    :param rank: the rank.
-    :param bias: the layer's bias [G*T], or None.
-    :param moments: the moments of the layer's input, or None.
+    :param rank: the rank of all.
+    :param biases: the layers' own [G*T], or None.
+    :param moments: the moments of the layers' inputs, or None.
     """
     start = time.perf_counter()
-    solution = decomposer.fit(problem, rank)
-    chain = solution.value
-    if chain is None:
-        error = float("nan")
-    else:
-        error = as_measured(problem, moments).relative_error(chain)
-        bias = corrected(bias, problem, chain, moments)
-    return Fitted(chain, bias, solution, error, time.perf_counter() - start)
+    solutions = batching.fits(decomposer, problems, rank)
+    fitted = []
+    for problem, solution, bias, seen in zip(problems, solutions, biases, moments, strict=True):
+        chain, error = solution.value, math.nan
+        if chain is not None:
+            error = as_measured(problem, seen).relative_error(chain)
+            bias = corrected(bias, problem, chain, seen)
+        fitted.append(Fitted(chain, bias, solution, error, 0.0))
+    seconds = (time.perf_counter() - start) / len(fitted)
+    return [replace(each, seconds=seconds) for each in fitted]
 
 
 def as_measured(problem: Problem, moments: Moments | None) -> Problem:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_hooks import CostModelRecord, DecomposerRecord, Rank, RankPolicyRecord
+from lowrank_hooks import CostModelRecord, DecomposerRecord, Point, Rank, RankPolicyRecord
 from lowrank_plugin import distributed, fitting, planning
 from lowrank_plugin.allocation import Candidates, Chosen, chains_of
 from lowrank_plugin.clock import make_clock
@@ -23,7 +23,7 @@ from lowrank_plugin.errors import PlanError
 from lowrank_plugin.measured_budget import meet
 from lowrank_plugin.observing import Observing
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.propose import Pricing, Proposal, by_hand, propose
+from lowrank_plugin.propose import Pricing, Proposal, by_hand, error_curves, propose
 from lowrank_plugin.repair import match_moments
 from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, make_record
@@ -110,16 +110,21 @@ class Flow(Observing):
     def _proposals(self, unit: CostModelRecord) -> dict[str, list[Proposal]]:
         measured = self.clock.measured if self.clock is not None and unit.measure is not None else None
 
-        def propose_for(name: str) -> list[Proposal]:
-            layer, module = self.survey.layers[name], self.model.get_submodule(name)
-            pricing, hand = Pricing(layer, module, unit, measured), self._hand(name)
+        def propose_for(names: list[str]) -> list[list[Proposal]]:
+            curves: Sequence[Mapping[str, Sequence[Point]]] = [{}] * len(names)
+            if self.settings.budget is not None and self._hand(names[0]) is None:
+                curves = error_curves([self._problem(name) for name in names], self.records)
+            return [choices(name, of_layer) for name, of_layer in zip(names, curves, strict=True)]
+
+        def choices(name: str, curves: Mapping[str, Sequence[Point]]) -> list[Proposal]:
+            layer, hand = self.survey.layers[name], self._hand(name)
+            pricing = Pricing(layer, self.model.get_submodule(name), unit, measured)
             if hand is not None:
                 return by_hand(layer, hand, pricing, self.records)
-            if self.settings.budget is not None:
-                return propose(self._problem(name), pricing, self.records)
-            return pricing.proposals(())
+            return propose(layer.shape, curves, pricing, self.records)
 
-        return self._each("propose", "Computing error curves", list(self.survey.layers), propose_for)
+        layers = list(self.survey.layers)
+        return self._each("propose", "Computing error curves", layers, propose_for, kind=self._hand)
 
     def _hand(self, name: str) -> Rank | None:
         return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)
@@ -141,7 +146,8 @@ class Flow(Observing):
             "fit",
             "Fitting layers",
             [name for name, key in keys.items() if key not in self._fits],
-            lambda name: self._solve(*keys[name]),
+            lambda names: self._solve(names, *ranks[names[0]]),
+            kind=ranks.__getitem__,
         )
         self._fits.update((keys[name], each) for name, each in new.items())
         fitted = {}
@@ -156,17 +162,20 @@ class Flow(Observing):
             self._refuse(name, f"its fit failed: {fitted[name].solution.status.value}")
         return usable
 
-    def _solve(self, name: str, decomposer: str, rank: Rank) -> fitting.Fitted | str:
-        """Fit one layer; or the reason why that failed."""
+    def _solve(self, names: list[str], decomposer: str, rank: Rank) -> Sequence[fitting.Fitted | str]:
+        """Fit layers of one shape; or the reason why that failed."""
         record: DecomposerRecord = manager().find("decomposer", decomposer)
-        moments, module = self._moments(name), self.model.get_submodule(name)
-        bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+        modules = [self.model.get_submodule(name) for name in names]
+        biases = [module.bias if isinstance(module.bias, torch.Tensor) else None for module in modules]
+        problems, moments = [self._problem(name) for name in names], [self._moments(name) for name in names]
         try:
-            return fitting.fit(self._problem(name), record.decomposer, rank, bias, moments)
+            return fitting.fit(problems, record.decomposer, rank, biases, moments)
         except torch.linalg.LinAlgError as error:
-            return f"its fit by {decomposer!r} failed: {error}"
+            if len(names) > 1:
+                return [self._solve([name], decomposer, rank)[0] for name in names]
+            return [f"its fit by {decomposer!r} failed: {error}"]
         except ValueError as error:
-            msg = f"Layer {name!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
+            msg = f"Layer {names[0]!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
             raise PlanError(msg) from error
 
     def compress(self, plan: Mapping[str, Any], inplace: bool) -> nn.Module:

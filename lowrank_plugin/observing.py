@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from lowrank_hooks import Problem, StepEvent
-from lowrank_plugin import distributed, fitting, memory
+from lowrank_plugin import batching, distributed, fitting, memory
 from lowrank_plugin.batches import Progress, one_sample, take_batches
 from lowrank_plugin.collection import Observed, collect, warn_of_few
 from lowrank_plugin.errors import CalibrationError, PlanError
@@ -152,9 +153,8 @@ class Observing:
         if self.statistics is not None:
             weights: Mapping[str, Weights] = self.statistics.costs
         elif self.batches:
-            trials = {
-                name: found for name, found in self._each("trial", "Solving trials", names, self._try).items() if found
-            }
+            tried = self._each("trial", "Solving trials", names, lambda batch: [self._try(name) for name in batch])
+            trials = {name: found for name, found in tried.items() if found}
             weights = weigh(self.model, trials, self.batches, seed=self.settings.seed, progress=self.progress)
         else:
             return {}
@@ -172,17 +172,41 @@ class Observing:
             logger.warning("Layer %s is not weighed: %s", name, error)
             return []
 
-    def _each(self, step: str, description: str, names: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
-        """Do some work on each layer."""
+    def _each(
+        self,
+        step: str,
+        description: str,
+        names: Sequence[str],
+        work: Callable[[list[str]], Sequence[T]],
+        kind: Callable[[str], Hashable] = lambda name: name,
+    ) -> dict[str, T]:
+        """Do some work on each layer; on layers of one shape, dtype and kind together."""
 
-        def run(mine: list[str]) -> dict[str, T]:
-            found = {}
-            for done, name in enumerate(self.progress(mine, description=description, total=len(mine)), start=1):
-                found[name] = work(name)
-                manager().hook.lowrank_step(event=StepEvent(step, done, len(mine), name))
+        def like(name: str) -> Hashable:
+            weight = next(self.model.get_submodule(name).parameters())
+            return kind(name), self.survey.layers[name].shape, weight.dtype, weight.device
+
+        batches = {batch[0]: batch for batch in batching.batches(names, like, self._problem_bytes)}
+
+        def run(mine: list[str]) -> dict[str, dict[str, T]]:
+            found: dict[str, dict[str, T]] = {}
+            steps, total = itertools.count(1), sum(len(batches[first]) for first in mine)
+            for first in self.progress(mine, description=description, total=len(mine)):
+                found[first] = dict(zip(batches[first], work(batches[first]), strict=True))
+                for name in batches[first]:
+                    manager().hook.lowrank_step(event=StepEvent(step, next(steps), total, name))
             return found
 
-        return distributed.divided(run, names)
+        parts = distributed.divided(run, list(batches)).values()
+        found = {name: each for part in parts for name, each in part.items()}
+        return {name: found[name] for name in names}
+
+    def _problem_bytes(self, name: str) -> int:
+        """Bytes of a layer's kernel and covariance, in float64 at most."""
+        shape = self.survey.layers[name].shape
+        columns = shape.in_channels * shape.taps
+        covariance = shape.groups * columns**2 if self.norm != "frobenius" else 0
+        return 8 * (shape.parameters + covariance)
 
     def _problem(self, name: str) -> Problem:
         layer = self.survey.layers[name]

@@ -19,10 +19,12 @@ from lowrank_hooks import (
     KernelShape,
     MeasuredCost,
     Option,
+    Point,
     Problem,
     Rank,
     StageShape,
 )
+from lowrank_plugin import batching
 from lowrank_plugin.costs import macs, parameters
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.survey import Layer
@@ -134,31 +136,51 @@ def fits(record: DecomposerRecord, shape: KernelShape) -> bool:
     return len(shape.kernel_size) in record.spatial_axes and shape.parameters <= (record.largest or math.inf)
 
 
-def propose(problem: Problem, pricing: Pricing, records: Sequence[DecomposerRecord]) -> list[Proposal]:
-    """All points of all competing decomposers that are cheaper than the layer itself, after the layer itself.
+def error_curves(problems: Sequence[Problem], records: Sequence[DecomposerRecord]) -> list[dict[str, Sequence[Point]]]:
+    """What the competing decomposers predict for layers that are alike.
 
-    :param problem: the kernel and the norm.
-    :param pricing: for the costs.
+    :param problems: the kernels and the norms.
     :param records: the decomposers that compete.
-    :return: the dense choice first; alone, where no chain would be cheaper. A decomposer that refuses the problem with
-        a ValueError, such as for its norm, leaves the others to compete.
+    :return: for each problem the curves by the decomposers' names. A decomposer that refuses a problem with a
+        ValueError, such as for its norm, leaves the others to compete.
     """
-    drafts: dict[Chain, Draft] = {}
+    found: list[dict[str, Sequence[Point]]] = [{} for _ in problems]
     for record in records:
-        if not fits(record, problem.shape):
+        if not fits(record, problems[0].shape):
             continue
         try:
-            curve = record.decomposer.curve(problem)
+            curves = batching.curves(record.decomposer, problems)
         except ValueError as error:
             logger.warning("%s does not compete: %s", record.name, error)
             continue
-        for point in curve:
+        for of_problem, curve in zip(found, curves, strict=True):
+            of_problem[record.name] = curve
+    return found
+
+
+def propose(
+    shape: KernelShape,
+    curves: Mapping[str, Sequence[Point]],
+    pricing: Pricing,
+    records: Sequence[DecomposerRecord],
+) -> list[Proposal]:
+    """All points of all competing decomposers that are cheaper than the layer itself, after the layer itself.
+
+    :param shape: of the layer's kernel.
+    :param curves: from :func:`error_curves`.
+    :param pricing: for the costs.
+    :param records: the decomposers that compete.
+    :return: the dense choice first; alone, where no chain would be cheaper.
+    """
+    drafts: dict[Chain, Draft] = {}
+    for record in records:
+        for point in curves.get(record.name, ()):
             if not math.isfinite(point.error):
                 logger.warning(
                     "%s predicts the error %s at rank %s: not offered.", record.name, point.error, point.rank
                 )
                 continue
-            chain = tuple(record.decomposer.structure(problem.shape, point.rank))
+            chain = tuple(record.decomposer.structure(shape, point.rank))
             # of two equal chains the first counts, unless the other is truly better: rounding must not decide
             if chain not in drafts or point.error < (1 - _TIE) * drafts[chain].error:
                 drafts[chain] = Draft(record.name, point.rank, point.error, chain)

@@ -129,7 +129,7 @@ def _added_error(model: nn.Module, layers: dict[str, Layer], batches: list[torch
             errors = []
             for moments in (drawn[name].inputs, truth):
                 problem = make_problem(layer, module, moments, None, SETTINGS)
-                chain = fit(problem, solver, rank, None, moments).factorization
+                chain = fit([problem], solver, rank, [None], [moments])[0].factorization
                 measured = Problem(problem.kernel, Norm(truth.covariance.to(problem.kernel)))
                 errors.append(measured.relative_error(chain))  # type: ignore[arg-type]
             counts = [drawn[name].patches.count, every[name].patches.count]

@@ -27,7 +27,8 @@ import torch
 from cpd_baseline import plain_als, rounding_error
 
 from lowrank_hooks import Problem
-from lowrank_plugin.solvers.cpd import Cpd, chain_factors, diagnose
+from lowrank_plugin.solvers.cpd import Cpd
+from lowrank_plugin.solvers.cpd_diagnosis import chain_factors, diagnose
 from lowrank_plugin.solvers.sensitivity import Factors, rescale
 from lowrank_plugin.solvers.tensorly_conversion import from_cp_tensor, pytorch_backend
 

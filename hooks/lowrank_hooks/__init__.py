@@ -6,7 +6,7 @@
 from lowrank_hooks.factorization import Factorization, Stage, StageShape
 from lowrank_hooks.layers import LayerAdapter
 from lowrank_hooks.norm import Norm
-from lowrank_hooks.problem import Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
+from lowrank_hooks.problem import BatchDecomposer, Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
 from lowrank_hooks.records import (
     API_VERSION,
     CompressionAlgorithmRecord,
@@ -25,6 +25,7 @@ from lowrank_hooks.specs import PROJECT, hookimpl
 __all__ = [
     "API_VERSION",
     "PROJECT",
+    "BatchDecomposer",
     "CompressionAlgorithmRecord",
     "CompressionContext",
     "CostContext",

@@ -167,3 +167,20 @@ class Decomposer(Protocol):
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """Approximate the kernel at one rank."""
         ...
+
+
+@runtime_checkable
+class BatchDecomposer(Decomposer, Protocol):
+    """A decomposer that is faster where problems of one shape come together. Optional: others are asked one by one.
+
+    The problems of a call are alike in shape, dtype, device, kind of norm, seed, rank multiple and slack. But for
+    rounding, what is answered to one must not depend on which others come with it.
+    """
+
+    def curves(self, problems: Sequence[Problem]) -> Sequence[Sequence[Point]]:
+        """What ``curve`` answers to each problem."""
+        ...
+
+    def fits(self, problems: Sequence[Problem], rank: Rank) -> Sequence[Solution]:
+        """What ``fit`` answers to each problem at this rank."""
+        ...

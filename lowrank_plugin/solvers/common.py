@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from lowrank_hooks import Factorization, KernelShape, Problem, Rank, Solution, StageShape, Status
+
+T = TypeVar("T")
 
 _SEEN = 1024
 """Columns of the images under a covariance that :meth:`lowrank_hooks.Norm.squared` holds at once: two blocks."""
@@ -43,6 +46,36 @@ def check_dtype(problem: Problem) -> None:
         raise ValueError(msg)
 
 
+def check_alike(problems: Sequence[Problem]) -> None:
+    """Raise unless problems can be solved together: of one shape, dtype, device and kind of norm, asked alike.
+
+    >>> check_alike([Problem(torch.ones(1, 2, 2)), Problem(torch.ones(1, 2, 3))])
+    Traceback (most recent call last):
+    ...
+    ValueError: Problems can be solved together only where shape, dtype, device, norm and options are the same. ...
+
+    :param problems: one or more, float32 or float64.
+    :raises ValueError: for none, problems that differ, or another dtype.
+    """
+    if not problems:
+        msg = "There is no problem to solve: give one at least."
+        raise ValueError(msg)
+    for problem in problems:
+        check_dtype(problem)
+    kinds = [
+        (each.shape, each.kernel.dtype, each.kernel.device, each.norm.name, each.seed, each.rank_multiple, each.slack)
+        for each in problems
+    ]
+    other = next((kind for kind in kinds if kind != kinds[0]), None)
+    if other is not None:
+        different = next(pair for pair in zip(kinds[0], other, strict=True) if pair[0] != pair[1])
+        msg = (
+            "Problems can be solved together only where shape, dtype, device, norm and options are the same. "
+            f"Here one has {different[0]}, another {different[1]}: solve them apart."
+        )
+        raise ValueError(msg)
+
+
 def is_finite(problem: Problem) -> bool:
     """Whether kernel and norm are free of NaN and infinity; allocates nothing of their size.
 
@@ -55,6 +88,22 @@ def is_finite(problem: Problem) -> bool:
     tensors = [problem.kernel, problem.norm.covariance, problem.norm.gradient]
     # min and max hand a NaN on
     return all(bool(torch.isfinite(torch.stack(t.aminmax())).all()) for t in tensors if t is not None and t.numel())
+
+
+def each_finite(
+    problems: Sequence[Problem], solve: Callable[[list[Problem]], Sequence[T]], otherwise: Callable[[], T]
+) -> list[T]:
+    """Solve together the problems that are free of NaN and infinity.
+
+    :param problems: the problems.
+    :param solve: called with those, if there are any.
+    :param otherwise: gives the answer to the others.
+    :return: an answer for each problem.
+    """
+    finite = [is_finite(problem) for problem in problems]
+    sound = [problem for problem, answer in zip(problems, finite, strict=True) if answer]
+    solved = iter(solve(sound) if sound else ())
+    return [next(solved) if answer else otherwise() for answer in finite]
 
 
 def rank_grid(largest: int, multiple: int, points: int | None = None) -> list[int]:

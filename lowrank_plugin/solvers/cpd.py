@@ -14,22 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, StageShape, Status
-from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
+from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShape, Status
+from lowrank_plugin.solvers.common import check_alike, check_rank, each_finite, non_finite, rank_grid, record
 from lowrank_plugin.solvers.cpd_blocks import Objective
+from lowrank_plugin.solvers.cpd_course import Course, histories
 from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
+from lowrank_plugin.solvers.cpd_diagnosis import diagnose, is_degenerate
 from lowrank_plugin.solvers.cpd_start import Prepared, prepare, slices, start, unwhiten, whitened
 from lowrank_plugin.solvers.driver import Outcome
 from lowrank_plugin.solvers.linear_algebra import row_products
-from lowrank_plugin.solvers.sensitivity import Factors, component_norms, congruence, rescale, sensitivity
+from lowrank_plugin.solvers.sensitivity import Factors
 from lowrank_plugin.solvers.stable_cpd import least_squares, stabilise
-
-DEGENERATE_ENERGY = 10.0
-"""Sum of squared component norms over the squared norm of the kernel above which components cancel on a large scale.
-
-Healthy decompositions of trained kernels have 0.3 to 5."""
-DEGENERATE_PAIR = (5.0, -0.8)
-"""The same where two components are opposed: least energy, and the cosine below which they count as opposed."""
 
 LEAST_WEIGHTED = 3
 """Sweeps under a covariance that are always made, unless fewer are allowed."""
@@ -114,65 +109,82 @@ class Cpd:
 
         See :meth:`lowrank_hooks.Decomposer.curve`.
         """
-        check_dtype(problem)
-        shape, multiple = problem.shape, problem.rank_multiple
-        if not _fits(shape) or not is_finite(problem):
-            return []
+        return self.curves([problem])[0]
+
+    def curves(self, problems: Sequence[Problem]) -> list[Sequence[Point]]:
+        """See :meth:`lowrank_hooks.BatchDecomposer.curves`."""
+        check_alike(problems)
+        shape, multiple = problems[0].shape, problems[0].rank_multiple
+        if not _fits(shape):
+            return [[] for _ in problems]
         largest = _largest_offered(shape)
         shares = [largest >> (self.curve_points - 1 - i) for i in range(self.curve_points)]
         solved = sorted({*(max(1, share // multiple * multiple) for share in shares[:-1]), largest})
-        errors = self._curve_errors(problem, solved)
-        ranks = {*solved, *(rank for rank in rank_grid(largest, multiple, _OFFERED) if rank > solved[0])}
-        return [
-            Point((rank,), min(1.0, interpolated(rank, solved, errors) * (1 + (problem.slack or 0.0))))
-            for rank in sorted(ranks)
-        ]
+        ranks = sorted({*solved, *(rank for rank in rank_grid(largest, multiple, _OFFERED) if rank > solved[0])})
+        slack = problems[0].slack or 0.0
 
-    def _curve_errors(self, problem: Problem, ranks: Sequence[int]) -> list[float]:
-        """Relative errors expected at ascending ranks, each solved from the components of the one before."""
-        prepared = prepare(problem, self.input_steps, self.tap_steps)
-        total = float(prepared.objective.energy.sum())
-        if total == 0:
-            return [0.0] * len(ranks)
+        def points(errors: Sequence[float]) -> list[Point]:
+            return [Point((rank,), min(1.0, interpolated(rank, solved, errors) * (1 + slack))) for rank in ranks]
+
+        return each_finite(
+            problems, lambda sound: [points(errors) for errors in self._curve_errors(sound, solved)], list
+        )
+
+    def _curve_errors(self, problems: Sequence[Problem], ranks: Sequence[int]) -> list[list[float]]:
+        """Relative errors of each problem at ascending ranks, each solved from the components of the one before."""
+        prepared = prepare(problems, self.input_steps, self.tap_steps)
+        totals = prepared.of_each(prepared.objective.energy).tolist()
         white = whitened(prepared)
         objective = _plain_objective(white)
         terms = slices(white, ranks[-1])
-        factors, errors, sweeps = None, [1.0], self.curve_sweeps
-        full = self.max_sweeps if white is prepared.kernel else self.whitened_sweeps
+        factors, sweeps = None, self.curve_sweeps
+        curves: list[list[float]] = [[1.0 if total > 0 else 0.0] for total in totals]
+        full = self.max_sweeps if prepared.objective.plain else self.whitened_sweeps
         for rank in ranks:
-            begin = start(terms, rank, problem.generator(), self.spread)
+            begin = start(terms, rank, problems[0].generator(), self.spread)
             if factors is not None:
                 parts = zip(factors, begin, strict=True)
                 begin = Factors(*(torch.cat([old, new[:, :, old.shape[2] :]], dim=2) for old, new in parts))
                 sweeps = -(-self.curve_sweeps // 2)
             outcome = least_squares(objective, begin, sweeps, self.rtol)
             factors = outcome.state.factors
-            error = float(prepared.objective.refit(unwhiten(prepared, factors)).error.sum())
-            errors.append(min(errors[-1], math.sqrt(error / total * extrapolated(outcome.errors, sweeps, full))))
-        return errors[1:]
+            errors = prepared.of_each(prepared.objective.refit(unwhiten(prepared, factors)).error).tolist()
+            gains = [extrapolated(history, sweeps, full) for history in prepared.of_each(outcome.history).mT.tolist()]
+            for curve, total, error, gain in zip(curves, totals, errors, gains, strict=True):
+                curve.append(min(curve[-1], math.sqrt(error / total * gain) if total > 0 else 0.0))
+        return [curve[1:] for curve in curves]
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
+        return self.fits([problem], rank)[0]
+
+    def fits(self, problems: Sequence[Problem], rank: Rank) -> list[Solution]:
+        """See :meth:`lowrank_hooks.BatchDecomposer.fits`."""
         started = time.perf_counter()
-        check_dtype(problem)
-        width = lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        prepared = prepare(problem, self.input_steps, self.tap_steps)
-        factors, status, errors, before, sweeps = self._solve(prepared, problem, width)
-        chain = prepared.factors_to_chain(factors, problem.shape.kernel_size)
-        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        statistics = diagnose(factors, prepared.kernel, prepared.scale)
-        if before is not None:
-            statistics |= {"sensitivity_before": before["sensitivity"], "component_energy_before": before["energy"]}
-            statistics["best_error"] = before["error"]
-        elif is_degenerate(statistics):
-            status = Status.DEGENERATE
-        energy = float(prepared.objective.energy.sum()) * prepared.scale**2
-        solution = record(problem, chain, status, started, peak, errors, energy)
-        if solution.value is None:
-            return solution
-        return Solution(chain, status, {**solution.statistics, **statistics, "iterations": sweeps})
+        check_alike(problems)
+        width = lower(problems[0].shape, rank)
+        return each_finite(problems, lambda sound: self._fits(sound, width, started), lambda: non_finite(started))
+
+    def _fits(self, problems: Sequence[Problem], rank: int, started: float) -> list[Solution]:
+        prepared = prepare(problems, self.input_steps, self.tap_steps)
+        factors, courses = self._solve(prepared, problems[0], rank)
+        energies = prepared.of_each(prepared.objective.energy).tolist()
+        shape, itemsize = problems[0].shape, problems[0].kernel.element_size()
+        peak = self.peak_bytes(shape, (rank,), problems[0].norm.name, itemsize)
+        solutions = []
+        for index, (problem, course) in enumerate(zip(problems, courses, strict=True)):
+            part, scale = prepared.part(index), prepared.scales[index]
+            statistics = diagnose(Factors(*(factor[part] for factor in factors)), prepared.kernel[part], scale)
+            degenerate = course.before is None and is_degenerate(statistics)
+            chain = prepared.chain(factors, index, shape.kernel_size)
+            status = Status.DEGENERATE if degenerate else course.status
+            solution = record(problem, chain, status, started, peak, course.errors, energies[index] * scale**2)
+            if solution.value is not None:
+                seconds = (time.perf_counter() - started) / len(problems)
+                own = {**statistics, **(course.before or {}), "iterations": course.sweeps, "seconds": seconds}
+                solution = Solution(chain, status, {**solution.statistics, **own})
+            solutions.append(solution)
+        return solutions
 
     def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
         """The most extra memory a fit takes, beyond the problem itself.
@@ -196,47 +208,43 @@ class Cpd:
         outer = weighted * mixed + 9 * square // 2 + 15 * factors // 2
         return shape.groups * 21 * (held + max(begin, inner, outer)) // 20
 
-    def _solve(
-        self, prepared: Prepared, problem: Problem, rank: int
-    ) -> tuple[Factors, Status, list[float], dict[str, float] | None, int]:
-        """Factors in the solver's coordinates, how it ended, relative errors, what there was before the trade, sweeps.
-
-        The errors are those of least squares in the problem's norm.
-        """
+    def _solve(self, prepared: Prepared, problem: Problem, rank: int) -> tuple[Factors, list[Course]]:
+        """Factors in the solver's coordinates, and how each of the problems got there."""
         objective = prepared.objective
-        total = float(objective.energy.sum())
-        if objective.covariance is None and objective.rows is None:
-            outcome, done = self._plain(prepared.kernel, rank, problem, self.max_sweeps), 0
+        totals = prepared.of_each(objective.energy).tolist()
+        if objective.plain:
+            outcome, swept = self._plain(prepared.kernel, rank, problem, self.max_sweeps), [0] * len(totals)
         else:
-            begin, done = self._begin(prepared, rank, problem)
-            outcome = least_squares(objective, begin, self._sweeps(objective, rank), self.rtol)
+            begin, swept = self._begin(prepared, rank, problem)
+            outcome = least_squares(objective, begin, self._sweeps(prepared, rank), self.rtol)
             del begin
-        done += len(outcome.errors) - 1
-        errors = [math.sqrt(error / total) if total > 0 else 0.0 for error in outcome.errors]
-        best, best_error, status = outcome.state.factors, outcome.state.error, outcome.status
-        if problem.slack is None or total == 0:
-            return best, status, errors, None, done
+        courses = [
+            Course.of(history, total, before)
+            for history, total, before in zip(histories(prepared, outcome), totals, swept, strict=True)
+        ]
+        best, best_error = outcome.state.factors, outcome.state.error
+        if problem.slack is None or not any(totals):
+            return best, courses
         del outcome
-        before = {
-            "sensitivity": _sensitivity(best, prepared.scale),
-            "energy": _energy(best, prepared.kernel),
-            "error": errors[-1],
-        }
-        sweeps = self.stable_sweeps if objective.covariance is None else self._sweeps(objective, rank)
+        for index, (course, total) in enumerate(zip(courses, totals, strict=True)):
+            courses[index] = course.trading(best, prepared, index) if total > 0 else course
+        sweeps = self.stable_sweeps if objective.covariance is None else self._sweeps(prepared, rank)
         traded = stabilise(objective, best, best_error, problem.slack, sweeps, self.stable_rtol)
-        return traded.state.factors, traded.status, errors, before, done + len(traded.errors) - 1
+        pairs = zip(courses, histories(prepared, traded), strict=True)
+        return traded.state.factors, [course.ending(history) for course, history in pairs]
 
-    def _begin(self, prepared: Prepared, rank: int, problem: Problem) -> tuple[Factors, int]:
-        """Factors from the whitened kernel, and how many sweeps they took."""
+    def _begin(self, prepared: Prepared, rank: int, problem: Problem) -> tuple[Factors, list[int]]:
+        """Factors from the whitened kernels, and how many sweeps those of each problem took."""
         outcome = self._plain(whitened(prepared), rank, problem, self.whitened_sweeps)
-        return unwhiten(prepared, outcome.state.factors), len(outcome.errors) - 1
+        swept = [len(history) - 1 for history in histories(prepared, outcome)]
+        return unwhiten(prepared, outcome.state.factors), swept
 
-    def _sweeps(self, objective: Objective, rank: int) -> int:
+    def _sweeps(self, prepared: Prepared, rank: int) -> int:
         """How many sweeps of either kind the problem's own norm is worth."""
-        if objective.covariance is None:
+        if prepared.objective.covariance is None:
             return self.weighted_sweeps
-        groups, _, *columns = objective.cross.shape
-        work = 2 * (self.input_steps + self.tap_steps + 2) * groups * rank * math.prod(columns) ** 2
+        columns = math.prod(prepared.kernel.shape[2:])
+        work = 2 * (self.input_steps + self.tap_steps + 2) * prepared.groups * rank * columns**2
         return min(self.weighted_sweeps, max(LEAST_WEIGHTED, int(self.weighted_work / work)))
 
     def _plain(self, kernel: Tensor, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
@@ -275,61 +283,3 @@ def _largest_offered(shape: KernelShape) -> int:
     """The rank at which the chain has three quarters of the kernel's weights, at least 1: beyond, little is saved."""
     t, s, k = shape.out_channels, shape.in_channels, shape.taps
     return max(1, min(3 * t * s * k // (4 * (t + s + k)), k * min(t, s)))
-
-
-def _sensitivity(factors: Factors, scale: float) -> float:
-    """The sensitivity of the factors once the kernel's scale is shared among them."""
-    return float(sensitivity(factors).sum()) * scale ** (4 / 3)
-
-
-def _energy(factors: Factors, kernel: Tensor) -> float:
-    total = float(row_products(kernel, kernel).sum())
-    return float(component_norms(factors).square().sum()) / total if total > 0 else 0.0
-
-
-def diagnose(factors: Factors, kernel: Tensor, scale: float = 1.0) -> dict[str, float]:
-    """Numbers that tell a sound decomposition from a degenerate one.
-
-    >>> ones = torch.ones(1, 2, 1, dtype=torch.float64)
-    >>> round(diagnose(Factors(ones, ones, ones), torch.ones(1, 2, 2, 2))["component_energy"], 6)
-    1.0
-
-    :param factors: of the kernel over ``scale``.
-    :param kernel: the kernel over ``scale``, [G, T, S, K].
-    :param scale: what both were divided by.
-    :return: component energy (about 1 to 5 in sound ones), sensitivity, largest and smallest component, congruence.
-    """
-    factors = rescale(factors)
-    norms = component_norms(factors) * scale
-    return {
-        "component_energy": _energy(factors, kernel),
-        "sensitivity": _sensitivity(factors, scale),
-        "largest_component": float(norms.amax()),
-        "smallest_component": float(norms.amin()),
-        "congruence": float(congruence(factors).amin()),
-    }
-
-
-def is_degenerate(statistics: dict[str, float]) -> bool:
-    """Whether components are huge and cancel each other, in pairs or many at a time.
-
-    :param statistics: from :func:`diagnose`.
-    """
-    energy, opposed = DEGENERATE_PAIR
-    pair = statistics["component_energy"] > energy and statistics["congruence"] < opposed
-    return pair or statistics["component_energy"] > DEGENERATE_ENERGY
-
-
-def chain_factors(chain: Factorization) -> Factors:
-    """The factors of a chain 1x1, depthwise, 1x1, in float64.
-
-    :param chain: as :class:`Cpd` makes it.
-    :raises ValueError: for any other chain.
-    """
-    stages = chain.stages
-    width = stages[0].weight.shape[1]
-    if len(stages) != 3 or [stage.groups for stage in stages] != [1, width, 1] or stages[1].weight.shape[1] != width:
-        msg = f"A CP decomposition is a chain 1x1, depthwise, 1x1, not {chain.shapes}."
-        raise ValueError(msg)
-    inp, tap, out = (stage.weight.flatten(2).double() for stage in stages)
-    return Factors(out, inp.mT, tap.mT)

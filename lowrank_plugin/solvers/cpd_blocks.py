@@ -65,6 +65,11 @@ class Objective:
     tap_steps: int = 1
 
     @property
+    def plain(self) -> bool:
+        """Whether it is the plain squared error."""
+        return self.covariance is None and self.rows is None
+
+    @property
     def cutoff(self) -> float | None:
         """Relative eigenvalue cut-off of the R x R systems: a covariance brings in the rounding of its dtype."""
         return None if self.covariance is None else 4 * torch.finfo(self.covariance.dtype).eps

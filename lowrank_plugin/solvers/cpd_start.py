@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,25 +25,40 @@ _RIDGE = 1e-4
 
 @dataclass(frozen=True)
 class Prepared:
-    """A problem in the coordinates of the solver.
+    """Problems of one shape in the coordinates of the solver, the groups of one after those of the other.
 
     :param kernel: [G, T, S, K], of unit size, outputs rotated so that the norm's output side is diagonal.
     :param objective: its squared error.
     :param turn: the rotation of the outputs, [G, T, T] float64; None for none.
-    :param scale: what the kernel was divided by.
+    :param scales: what the kernel of each problem was divided by.
     :param mixing: roots of the mean channel and tap covariances and their inverses; None in a plain norm.
     """
 
     kernel: Tensor
     objective: Objective
     turn: Tensor | None
-    scale: float
+    scales: tuple[float, ...]
     mixing: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None
 
-    def factors_to_chain(self, factors: Factors, kernel_size: tuple[int, ...]) -> Factorization:
-        """1x1, depthwise, 1x1 with the factors in the kernel's dtype, rescaled to least sensitivity."""
-        out = factors.out if self.turn is None else self.turn @ factors.out
-        return to_chain(rescale(Factors(out * self.scale, factors.inp, factors.tap)), kernel_size, self.kernel.dtype)
+    @property
+    def groups(self) -> int:
+        """How many a problem has."""
+        return len(self.kernel) // len(self.scales)
+
+    def of_each(self, by_group: Tensor) -> Tensor:
+        """Sums over the groups of each problem, [..., problems], of numbers [..., G]."""
+        return by_group.unflatten(-1, (len(self.scales), self.groups)).sum(dim=-1)
+
+    def part(self, index: int) -> slice:
+        """Where the groups of one problem lie."""
+        return slice(index * self.groups, (index + 1) * self.groups)
+
+    def chain(self, factors: Factors, index: int, kernel_size: tuple[int, ...]) -> Factorization:
+        """1x1, depthwise, 1x1 for one problem, the factors in its dtype, rescaled to least sensitivity."""
+        out, inp, tap = (factor[self.part(index)] for factor in factors)
+        if self.turn is not None:
+            out = self.turn[self.part(index)] @ out
+        return to_chain(rescale(Factors(out * self.scales[index], inp, tap)), kernel_size, self.kernel.dtype)
 
 
 def to_chain(factors: Factors, kernel_size: tuple[int, ...], dtype: torch.dtype) -> Factorization:
@@ -68,35 +84,43 @@ def to_chain(factors: Factors, kernel_size: tuple[int, ...], dtype: torch.dtype)
     )
 
 
-def prepare(problem: Problem, input_steps: int = 2, tap_steps: int = 1) -> Prepared:
-    """Scale and rotate a problem, and compute all that depends on neither rank nor factors.
+def prepare(problems: Sequence[Problem], input_steps: int = 2, tap_steps: int = 1) -> Prepared:
+    """Scale and rotate problems, and compute all that depends on neither rank nor factors.
 
     Rotating the outputs changes neither the error nor the sensitivity, so even in a two-sided norm the sensitivity
     is that of the factors as they are used.
 
-    :param problem: the problem as it was asked.
+    :param problems: the problems as they were asked, of one shape.
     :param input_steps: conjugate-gradient steps for the inputs in a sweep.
     :param tap_steps: the same for the taps.
-    :return: the problem in the solver's coordinates.
+    :return: the problems in the solver's coordinates.
     """
-    kernel, norm = problem.kernel.flatten(3), problem.norm
-    scale, turn, rows = float(unit_scale(kernel)), None, None
-    kernel = kernel if scale == 1 else kernel / scale
-    if norm.gradient is not None:
-        values, turn = torch.linalg.eigh(norm.gradient.double())
+    scales = tuple(float(unit_scale(problem.kernel)) for problem in problems)
+    flat = [problem.kernel.flatten(3) for problem in problems]
+    kernel = _joined([each if scale == 1 else each / scale for each, scale in zip(flat, scales, strict=True)])
+    gradients = [problem.norm.gradient for problem in problems]
+    turn, rows = None, None
+    if gradients[0] is not None:
+        values, turn = torch.linalg.eigh(_joined(gradients).double())
         top = values[:, -1:].clamp_min(0)
         rows = torch.where(top > 0, values / top, torch.ones_like(values)).clamp_min(_BLIND) * top.clamp_min(1e-300)
         kernel = torch.einsum("gut,gusk->gtsk", turn.to(kernel), kernel)
-    covariance = None if norm.covariance is None else norm.covariance.to(kernel)
-    cross, mixing, whitener = kernel, None, None
-    if covariance is not None:
+    covariance, mixing, whitener, cross = None, None, None, kernel
+    if problems[0].norm.covariance is not None:
+        covariance = _joined([problem.norm.covariance for problem in problems]).to(kernel)
         cross = (kernel.flatten(2) @ covariance).view_as(kernel)
         mixing = _mean_roots(covariance, kernel.shape[2], kernel.shape[3])
         whitener = mixing[0][1] @ mixing[0][1]
     by_row = row_products(cross, kernel)
     energy = (by_row if rows is None else by_row * rows).sum(dim=1)
     objective = Objective(cross, energy.clamp_min(0), covariance, rows, whitener, input_steps, tap_steps)
-    return Prepared(kernel, objective, turn, scale, mixing)
+    return Prepared(kernel, objective, turn, scales, mixing)
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor:
+    """Tensors one after another along their groups; one alone is not copied."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return present[0] if len(present) == 1 else torch.cat(present)
 
 
 def _mean_roots(covariance: Tensor, inputs: int, taps: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

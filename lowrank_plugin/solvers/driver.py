@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from lowrank_hooks import Status
@@ -27,7 +28,7 @@ class Algorithm(Protocol[State]):
         ...
 
     def error(self, state: State) -> Tensor:
-        """The squared error of a state, summed over the batch: a scalar."""
+        """The squared error of a state: of each group [G], or of all together, a scalar."""
         ...
 
 
@@ -37,35 +38,42 @@ class Outcome(Generic[State]):
 
     :param state: the best state met.
     :param status: why it ended.
-    :param errors: squared errors of the start and after every accepted step.
+    :param history: squared errors of the start and after every accepted step, [steps + 1, G] or [steps + 1, 1], on the
+        CPU.
     """
 
     state: State
     status: Status
-    errors: tuple[float, ...]
+    history: Tensor
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The squared errors summed over the groups."""
+        return tuple(self.history.sum(dim=1).tolist())
 
 
 def iterate(algorithm: Algorithm[State], max_steps: int, rtol: float) -> Outcome[State]:
     """Step until the error settles.
 
-    Stops when a step lowers the squared error by less than ``rtol`` of itself, when it would raise it (the step is
+    Stops when a step lowers no squared error by more than ``rtol`` of itself, when it would raise one (the step is
     then undone), or at the step limit.
 
     :param algorithm: the solver.
     :param max_steps: the step limit, 0 or more.
-    :param rtol: relative decrease below which the error counts as settled.
+    :param rtol: relative decrease below which an error counts as settled.
     :return: the outcome; its errors never rise.
     """
     state = algorithm.init()
-    errors = [float(algorithm.error(state))]
+    history, status = [algorithm.error(state).reshape(-1).cpu()], Status.MAX_ITERATIONS
     for _ in range(max_steps):
         candidate = algorithm.step(state)
-        error = float(algorithm.error(candidate))
-        if not error <= errors[-1]:  # also true for a NaN
-            settled = error <= errors[-1] * (1 + rtol)
-            return Outcome(state, Status.CONVERGED if settled else Status.STAGNATED, tuple(errors))
+        last, error = history[-1], algorithm.error(candidate).reshape(-1).cpu()
+        if not bool((error <= last).all()):  # also true for a NaN
+            status = Status.CONVERGED if bool((error <= last * (1 + rtol)).all()) else Status.STAGNATED
+            break
         state = candidate
-        errors.append(error)
-        if errors[-2] - error <= rtol * errors[-2]:
-            return Outcome(state, Status.CONVERGED, tuple(errors))
-    return Outcome(state, Status.MAX_ITERATIONS, tuple(errors))
+        history.append(error)
+        if bool((last - error <= rtol * last).all()):
+            status = Status.CONVERGED
+            break
+    return Outcome(state, status, torch.stack(history))

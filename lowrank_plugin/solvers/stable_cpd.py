@@ -116,7 +116,7 @@ class AcceleratedSweeps:
 
     def error(self, state: _State) -> Tensor:
         """See :meth:`lowrank_plugin.solvers.driver.Algorithm.error`."""
-        return state.merit.sum()
+        return state.merit
 
     def _merit(self, sweep: Sweep, error: Tensor) -> Tensor:
         if self.bound is None:
@@ -137,7 +137,7 @@ def least_squares(objective: Objective, start: Factors, sweeps: int, rtol: float
     :param start: where to begin.
     :param sweeps: the most sweeps.
     :param rtol: relative decrease of the squared error in one sweep that counts as progress.
-    :return: the outcome; its errors are squared errors summed over the groups and never rise.
+    :return: the outcome; its errors are squared errors and never rise.
     """
     return iterate(AcceleratedSweeps(objective, start, None, rtol), sweeps, 0.0)
 
@@ -150,7 +150,7 @@ def least_sensitive(objective: Objective, start: Factors, bound: Tensor, sweeps:
     :param bound: [G], float64.
     :param sweeps: the most sweeps.
     :param rtol: relative decrease of the sensitivity in one sweep that counts as progress.
-    :return: the outcome; its errors are sensitivities summed over the groups and never rise.
+    :return: the outcome; its errors are sensitivities and never rise.
     """
     return iterate(AcceleratedSweeps(objective, start, bound, rtol), sweeps, 0.0)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShape, Status
 from lowrank_plugin.solvers.common import check_dtype, is_finite, non_finite, record
-from lowrank_plugin.solvers.cpd import Cpd, chain_factors, diagnose, is_degenerate, lower
+from lowrank_plugin.solvers.cpd import Cpd, lower
+from lowrank_plugin.solvers.cpd_diagnosis import chain_factors, diagnose, is_degenerate
 from lowrank_plugin.solvers.cpd_start import to_chain
 from lowrank_plugin.solvers.linear_algebra import power_of_two
 from lowrank_plugin.solvers.sensitivity import rescale

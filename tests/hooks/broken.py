@@ -209,6 +209,14 @@ class KeepsTheGraph(Sound):
         return changed(super().fit(problem, rank), lambda weight: weight.clone().requires_grad_())
 
 
+class Swaps(Sound):
+    def curves(self, problems):
+        return [self.curve(problem) for problem in problems]
+
+    def fits(self, problems, rank):
+        return [self.fit(problem, rank) for problem in reversed(problems)]
+
+
 @dataclass
 class Fault:
     """A broken decomposer and the check that must see it."""
@@ -237,6 +245,7 @@ FAULTS = [
     Fault(SeedsEverything, "test_same_seed_same_bits"),
     Fault(AlwaysDouble, "test_float32_agrees_with_float64"),
     Fault(MixesGroups, "test_groups_are_independent"),
+    Fault(Swaps, "test_problems_are_solved_together_as_alone"),
     Fault(FixedThreshold, "test_scale_does_not_matter"),
     Fault(WorksInPlace, "test_problem_is_left_alone"),
     Fault(SharesMemory, "test_problem_is_left_alone"),

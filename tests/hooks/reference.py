@@ -29,7 +29,8 @@ def reference() -> str:
         if dataclasses.is_dataclass(kind):
             parts.append(f"### `{kind.__name__}`\n\n{summary(kind)}\n\n{fields(kind)}\n")
     parts.append("## Protocols\n")
-    for protocol in (lowrank_hooks.Decomposer, lowrank_hooks.LayerAdapter, lowrank_hooks.MeasuredCost):
+    protocols = lowrank_hooks.Decomposer, lowrank_hooks.BatchDecomposer, lowrank_hooks.LayerAdapter
+    for protocol in (*protocols, lowrank_hooks.MeasuredCost):
         methods = [each for name, each in vars(protocol).items() if inspect.isfunction(each) and name[0] != "_"]
         rows = [f"- `{signature(each)}`: {summary(each)}" for each in methods]
         parts.append(f"### `{protocol.__name__}`\n\n{summary(protocol)}\n\n" + "\n".join(rows) + "\n")

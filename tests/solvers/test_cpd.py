@@ -14,8 +14,9 @@ import torch
 from problems import CASES, Case, covariance, exact_cp, power_law_kernel, singular_covariance
 
 from lowrank_hooks import KernelShape, Norm, Problem, Solution, Status
-from lowrank_plugin.solvers.cpd import Cpd, chain_factors
+from lowrank_plugin.solvers.cpd import Cpd
 from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
+from lowrank_plugin.solvers.cpd_diagnosis import chain_factors
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 both_kinds = pytest.mark.parametrize("slack", [None, 0.02], ids=["plain", "stable"])

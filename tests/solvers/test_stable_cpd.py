@@ -14,8 +14,9 @@ from problems import CASES, Case, covariance, normal, power_law_kernel
 from torch import Tensor
 
 from lowrank_hooks import Norm, Problem, Status
-from lowrank_plugin.solvers.cpd import Cpd, chain_factors
+from lowrank_plugin.solvers.cpd import Cpd
 from lowrank_plugin.solvers.cpd_blocks import Objective
+from lowrank_plugin.solvers.cpd_diagnosis import chain_factors
 from lowrank_plugin.solvers.cpd_start import prepare
 from lowrank_plugin.solvers.sensitivity import Factors, component_norms, sensitivity
 from lowrank_plugin.solvers.stable_cpd import least_sensitive, least_squares, stabilise
@@ -81,7 +82,7 @@ def test_a_converged_point_leaves_nothing_to_trade_without_slack() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_sensitivity_never_rises_and_the_bound_is_kept(case: Case) -> None:
-    prepared = prepare(case.problem)
+    prepared = prepare([case.problem])
     objective = prepared.objective
     groups = prepared.kernel.shape[0]
     factors = Factors(*(normal(groups, n, 4, seed=i) for i, n in enumerate(prepared.kernel.shape[1:])))
@@ -127,7 +128,7 @@ def test_optimum_satisfies_the_conditions_of_all_three_factors(rows: bool) -> No
 def test_covariance_bound_satisfies_the_conditions_too() -> None:
     kernel = power_law_kernel(1, 5, 4, 3, 3)
     problem = Problem(kernel, Norm(covariance(1, 36, decay=0.4)))
-    prepared = prepare(problem)
+    prepared = prepare([problem])
     best = least_squares(prepared.objective, begin(prepared.kernel, 3), 1000, 1e-12).state
     state = stabilise(prepared.objective, best.factors, best.error, 0.1, 1500, 1e-11).state
     leaves = [factor.clone().requires_grad_() for factor in state.factors]
@@ -156,7 +157,7 @@ def test_less_sensitive_at_equal_error_than_stopping_early(weighted: bool) -> No
     """The trade is worth more than what plain least squares has along the way at the same error."""
     kernel = power_law_kernel(1, 16, 12, 3, 3)
     norm = Norm(covariance(1, 108, decay=0.5)) if weighted else Norm()
-    prepared = prepare(Problem(kernel, norm))
+    prepared = prepare([Problem(kernel, norm)])
     state = least_squares(prepared.objective, begin(prepared.kernel, 12), 150, 1e-9).state
     early = least_squares(prepared.objective, begin(prepared.kernel, 12), 60, 1e-9).state
     bound = torch.maximum(early.error, state.error * (1 + 1e-9))

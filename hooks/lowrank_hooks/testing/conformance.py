@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lowrank_hooks import Decomposer, Factorization, Norm, Problem, Stage, StageShape, Status
+from lowrank_hooks import BatchDecomposer, Decomposer, Factorization, Norm, Problem, Stage, StageShape, Status
 from lowrank_hooks.testing.base import ROUNDING, ConformanceBase, bits, cast, ordered_pairs, tensors_of, value_of
 from lowrank_hooks.testing.problems import Case
 
@@ -183,6 +183,22 @@ class DecomposerConformance(ConformanceBase):
             part = float((squared[group] / alone.energy).sqrt())
             errors = part, self.error(alone, rank)
             assert self.agree(*errors), f"Group {group} has the error {errors[0]} with others, {errors[1]} alone."
+
+    def test_problems_are_solved_together_as_alone(self, case: Case) -> None:
+        """Where problems may come together, each gets the answer that it gets alone."""
+        if not isinstance(self.decomposer, BatchDecomposer):
+            pytest.skip("It takes one problem at a time.")
+        rank = self.ranks(case)[0]
+        others = case.problem, case.problem.with_kernel(case.problem.kernel.flip(1) * 3)
+        solutions, curves = self.decomposer.fits(others, rank), self.decomposer.curves(others)
+        assert len(solutions) == len(curves) == len(others), "There must be an answer to each problem."
+        for problem, solution, curve in zip(others, solutions, curves, strict=True):
+            errors = problem.relative_error(value_of(solution, rank)), self.error(problem, rank)
+            assert self.agree(*errors), f"The error is {errors[0]} with others, {errors[1]} alone."
+            alone = self.decomposer.curve(problem)
+            assert [point.rank for point in curve] == [point.rank for point in alone]
+            for point, other in zip(curve, alone, strict=True):
+                assert self.agree(point.error, other.error), f"{point} is predicted with others, {other} alone."
 
     def test_scale_does_not_matter(self, case: Case) -> None:
         """A kernel a thousand times smaller, or larger, has the same relative error."""
