@@ -29,6 +29,7 @@ from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, make_record
 from lowrank_plugin.resolving import competitors, unit_of
 from lowrank_plugin.resume import Errors, Notebook
+from lowrank_plugin.roofline import smoothed
 from lowrank_plugin.scopes import matches
 from lowrank_plugin.statistics import digest
 
@@ -124,7 +125,11 @@ class Flow(Observing):
             return propose(layer.shape, curves, pricing, self.records)
 
         layers = list(self.survey.layers)
-        return self._each("propose", "Computing error curves", layers, propose_for, kind=self._hand)
+        proposals = self._each("propose", "Computing error curves", layers, propose_for, kind=self._hand)
+        if measured is None or not proposals:
+            return proposals
+        by_user = [name for name in layers if self._hand(name) is not None]
+        return smoothed(proposals, self.survey.layers, self.model, by_user)
 
     def _hand(self, name: str) -> Rank | None:
         return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)

@@ -117,18 +117,27 @@ class Pricing:
         dense = self._sizes(())
         found = []
         for draft in drafts:
-            sizes = self._sizes(draft.chain)
-            if macs(*sizes) < macs(*dense) or parameters(*sizes) < parameters(*dense):
+            small = self._sizes(draft.chain)
+            if macs(*small) < macs(*dense) or parameters(*small) < parameters(*dense):
                 found.append(draft)
         return found
 
     def _sizes(self, chain: Chain) -> tuple[Chain, tuple[int, ...], int]:
-        """The sizes of a chain, the positions of its stages and the groups of the layer, as cost models want them."""
         if chain not in self._known:
-            shape = self._layer.shape
-            stages = chain or (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),)
-            self._known[chain] = stages, self._layer.positions(self._module, stages), shape.groups
+            self._known[chain] = sizes(self._layer, self._module, chain)
         return self._known[chain]
+
+
+def sizes(layer: Layer, module: nn.Module, chain: Chain) -> tuple[Chain, tuple[int, ...], int]:
+    """The sizes of a chain, the positions of its stages and the groups of the layer, as cost models want them.
+
+    :param layer: the layer.
+    :param module: its module, for its geometry.
+    :param chain: the sizes of the stages; empty for the layer itself.
+    """
+    shape = layer.shape
+    stages = chain or (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),)
+    return stages, layer.positions(module, stages), shape.groups
 
 
 def fits(record: DecomposerRecord, shape: KernelShape) -> bool:
