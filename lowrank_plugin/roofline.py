@@ -3,10 +3,10 @@
 
 """Measured costs of many chains, drawn towards what explains all of them together.
 
-An allocation picks the cheapest of many noisy costs, and so those that were measured too low. Therefore each is replaced
-by the geometric mean of itself and of a model in the manner of a roofline: what the arithmetic, the weights, the
-activations and the start of each stage cost, with rates that are common to all layers. Both are off by ten or twenty per
-cent, but not in the same direction.
+An allocation picks the cheapest of many noisy costs, and so those that were measured too low. Therefore each is
+replaced by the geometric mean of itself and of a model in the manner of a roofline: what the arithmetic, the weights,
+the activations and the start of each stage cost, at rates that are common to all layers. Both are off by ten or twenty
+per cent, but not in the same direction.
 """
 
 from __future__ import annotations

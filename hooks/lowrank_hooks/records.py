@@ -89,7 +89,8 @@ class MeasuredCost(Protocol):
     def layer(self, name: str, chains: Sequence[Sequence[StageShape]]) -> Sequence[float]:
         """What a layer costs with each of these chains in its place; an empty chain stands for the layer itself.
 
-        All chains of a layer come at once, so that few may be measured and the others interpolated.
+        All chains of a layer come at once, so that few may be measured and the others interpolated. Costs are above 0;
+        as measurements are noisy, a budget is shared by their geometric means with a model of all layers' costs.
         """
         ...
 
