@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShape, Status
 from lowrank_plugin.solvers.common import check_alike, check_rank, each_finite, non_finite, rank_grid, record
-from lowrank_plugin.solvers.cpd_blocks import Objective
+from lowrank_plugin.solvers.cpd_blocks import Objective, largest_block
 from lowrank_plugin.solvers.cpd_course import Course, histories
 from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
 from lowrank_plugin.solvers.cpd_diagnosis import diagnose, is_degenerate
@@ -196,17 +196,23 @@ class Cpd:
         :return: bytes; an upper bound that a fit comes close to at large ranks.
         """
         width = lower(shape, rank)
-        columns = shape.in_channels * shape.taps
-        kernel, mixed = itemsize * shape.out_channels * columns, itemsize * width * columns
-        factors = 8 * width * (shape.out_channels + shape.in_channels + shape.taps)
-        square = 8 * width**2
+        outputs, inputs, taps, columns = (
+            shape.out_channels,
+            shape.in_channels,
+            shape.taps,
+            shape.in_channels * shape.taps,
+        )
+        kernel, mixed = itemsize * outputs * columns, itemsize * width * columns
+        factors, square = 8 * width * (outputs + inputs + taps), 8 * width**2
         weighted, turned = norm in ("covariance", "two-sided"), norm == "two-sided"
         # The kernel times the covariance and rotated; the roots of both sides.
-        held = kernel * (weighted + turned) + 24 * (weighted * shape.in_channels**2 + turned * shape.out_channels**2)
-        begin = kernel * (4 + weighted) + 2 * factors
-        inner = (2 + 2 * weighted) * mixed + (2 + weighted) * square + (5 + 3 * weighted) * factors
-        outer = weighted * mixed + 9 * square // 2 + 15 * factors // 2
-        return shape.groups * 21 * (held + max(begin, inner, outer)) // 20
+        held = kernel * (weighted + turned) + 24 * (weighted * inputs**2 + turned * outputs**2)
+        slices = itemsize * taps * min(outputs, inputs) * (outputs + inputs)
+        begin = kernel * (2 + weighted) + slices + 2 * factors
+        inner = 2 * mixed + (2 + weighted) * square + 5 * factors + 8 * width * inputs * (11 if weighted else 2) // 2
+        inner += 3 * weighted * mixed * min(width, largest_block(width)) // (2 * width)
+        outer = weighted * mixed + 51 * square // 10 + 3 * factors + 8 * width * outputs * (7 if turned else 4)
+        return shape.groups * 27 * (held + max(begin, inner, outer)) // 25
 
     def _solve(self, prepared: Prepared, problem: Problem, rank: int) -> tuple[Factors, list[Course]]:
         """Factors in the solver's coordinates, and how each of the problems got there."""

@@ -29,6 +29,9 @@ from torch import Tensor
 from lowrank_plugin.solvers.linear_algebra import cholesky, solve_right
 from lowrank_plugin.solvers.sensitivity import Factors, bounded_update, rescale
 
+_LEAST, _BLOCKS = 64, 4
+"""The fewest components that are worked on at a time under a covariance, and the most such blocks of them."""
+
 
 class Sweep(NamedTuple):
     """What a sweep returns.
@@ -92,23 +95,33 @@ class Objective:
         :param bound: None for least squares, else the bound that the update of the outputs keeps.
         """
         a = factors.out if self.rows is None else factors.out * self.rows[:, :, None]
-        projected = torch.einsum("gtr,gtsk->grsk", a.to(self.cross), self.cross)
         gram = a.mT @ factors.out
         image = self._image(factors)
         t, s, k = (factor.shape[1] for factor in factors)
         square_a, square_b, square_c = factors.squares()
 
         # Sums of products: as matrix products these would be one a component, each of a single column.
-        rhs = (projected * factors.tap.mT.to(projected)[:, :, None]).sum(dim=3).mT.double()
+        projected = self._project(a)
+        spare = None if self.covariance is None else projected
+        rhs = torch.mul(projected, factors.tap.mT.to(projected)[:, :, None], out=spare).sum(dim=3).mT.double()
+        if spare is not None:
+            # Next to the covariance products it costs little to make this twice, instead of holding it meanwhile.
+            del projected, spare
         penalty = multiplier[:, None] * (k * square_a + t * square_c)
         inp, image = self._inner(factors, 1, rhs, gram, penalty, image)
         factors = factors._replace(inp=inp)
         square_b = inp.square().sum(dim=1)
+        if self.covariance is not None:
+            projected = self._project(a)
         rhs = projected.mul_(inp.mT.to(projected)[:, :, :, None]).sum(dim=2).mT.double()
         del projected
         penalty = multiplier[:, None] * (s * square_a + t * square_b)
         tap, image = self._inner(factors, 2, rhs, gram, penalty, image)
         return self._outputs(factors._replace(tap=tap), image, bound)
+
+    def _project(self, out: Tensor) -> Tensor:
+        """The kernel seen through the outputs of each component, [G, R, S, K]."""
+        return torch.einsum("gtr,gtsk->grsk", out.to(self.cross), self.cross)
 
     def _khatri_rao(self, inp: Tensor, tap: Tensor) -> Tensor:
         """[G, S*K, R] in the dtype of the large products."""
@@ -116,7 +129,18 @@ class Objective:
 
     def _image(self, factors: Factors) -> Tensor | None:
         """Sigma M, [G, S*K, R]."""
-        return None if self.covariance is None else self.covariance @ self._khatri_rao(factors.inp, factors.tap)
+        return None if self.covariance is None else self._seen(factors.inp, factors.tap)
+
+    def _seen(self, inp: Tensor, tap: Tensor) -> Tensor:
+        """Sigma times a Khatri-Rao product, a block of components at a time."""
+        covariance: Tensor = self.covariance  # type: ignore[assignment]
+        blocks = _blocks(inp.shape[2])
+        if len(blocks) == 1:
+            return covariance @ self._khatri_rao(inp, tap)
+        image = covariance.new_empty(*covariance.shape[:2], inp.shape[2])
+        for block in blocks:
+            image[:, :, block] = covariance @ self._khatri_rao(inp[:, :, block], tap[:, :, block])
+        return image
 
     def _outputs(self, factors: Factors, image: Tensor | None, bound: Tensor | None) -> Sweep:
         """The exact update of the outputs (A.4 of [1] with bound, eq. 30 of [2] without) and its squared error."""
@@ -136,8 +160,9 @@ class Objective:
         else:
             weights = factors.tap.shape[1] * square_b + factors.inp.shape[1] * square_c
             out, multiplier = bounded_update(rhs, gram, weights, self.energy, bound, self.rows, self.cutoff)
-        gain = out * (2 * rhs - out @ gram)
-        error = self.energy - (gain if self.rows is None else gain * self.rows[:, :, None]).sum(dim=(1, 2))
+        by_row = torch.einsum("gtr,gtr->gt", out, torch.baddbmm(rhs, out, gram, beta=2, alpha=-1))
+        error = self.energy - (by_row if self.rows is None else by_row * self.rows).sum(dim=1)
+        del rhs, gram
         return Sweep(rescale(factors._replace(out=out)), error.clamp_min(0), multiplier)
 
     def _inner(
@@ -161,24 +186,41 @@ class Objective:
         fixed, small_gram = other.to(self.cross), gram.to(self.cross)
         sizes = (factors.inp.shape[1], factors.tap.shape[1])
 
-        def expand(x: Tensor) -> Tensor:
-            return self._khatri_rao(x, fixed) if mode == 1 else self._khatri_rao(fixed, x)
-
         def contract(image: Tensor) -> Tensor:
-            mixed = (image @ small_gram).unflatten(1, sizes)
-            mixed *= fixed[:, None] if mode == 1 else fixed[:, :, None]
-            return mixed.sum(dim=3 - mode).double()
+            parts = []
+            for block in _blocks(image.shape[2]):
+                mixed = (image @ small_gram[:, :, block]).unflatten(1, sizes)
+                mixed *= fixed[:, None, :, block] if mode == 1 else fixed[:, :, None, block]
+                parts.append(mixed.sum(dim=3 - mode).double())
+                del mixed
+            return torch.cat(parts, dim=2)
 
         def precondition(x: Tensor) -> Tensor:
             x = torch.cholesky_solve(x.mT, lower).mT
             return self.whitener @ x if mode == 1 and self.whitener is not None else x
 
         def apply(x: Tensor) -> Tensor:
-            return self.covariance @ expand(x)  # type: ignore[operator]
+            return self._seen(x, fixed) if mode == 1 else self._seen(fixed, x)
 
         steps = self.input_steps if mode == 1 else self.tap_steps
         residual = rhs - contract(image) - penalty[:, None] * factors[mode]
         return _descend(factors[mode], image, residual, penalty, apply, contract, precondition, steps)
+
+
+def largest_block(rank: int) -> int:
+    """How many of R components are worked on at a time under a covariance.
+
+    >>> largest_block(32), largest_block(512)
+    (64, 128)
+
+    :param rank: R.
+    """
+    return max(_LEAST, -(-rank // _BLOCKS))
+
+
+def _blocks(rank: int) -> list[slice]:
+    step = largest_block(rank)
+    return [slice(begin, begin + step) for begin in range(0, rank, step)]
 
 
 def _ridged(gram: Tensor, cutoff: float | None) -> Tensor:

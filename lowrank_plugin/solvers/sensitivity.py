@@ -100,7 +100,7 @@ def rescale(factors: Factors) -> Factors:
     scaled = []
     for factor, norm, size in zip(factors, norms, sizes, strict=True):
         unit = factor / torch.where(norm > 0, norm, torch.ones_like(norm))
-        scaled.append(unit * (math.sqrt(size) * level))
+        scaled.append(unit.mul_(math.sqrt(size) * level))
     return Factors(*scaled)
 
 
@@ -166,17 +166,20 @@ def bounded_update(
     values, vectors = overwriting_eigh((gram * inverse_root[:, :, None]).mul_(inverse_root[:, None, :]))
     kept = values > cutoff * values[:, -1:].clamp_min(0)
     values = torch.where(kept, values, torch.ones_like(values))[:, None, :]
-    image = torch.where(kept[:, None, :], (rhs * inverse_root[:, None, :]) @ vectors, 0.0)
-    row = torch.ones_like(rhs[:, :, :1]) if rows is None else rows[:, :, None]
-    gains = row * image.square() / values
+    image = (rhs * inverse_root[:, None, :]) @ vectors
+    image.masked_fill_(~kept[:, None, :], 0.0)
+    row = torch.ones_like(rhs[:, :1, :1]) if rows is None else rows[:, :, None]
+    gains = image.square().div_(values).mul_(row)
     target = bound - (energy - gains.sum(dim=(1, 2)))
     # Without row weights all rows share their R terms.
     terms, poles = (gains.sum(dim=1), values[:, 0]) if rows is None else (gains.flatten(1), (row * values).flatten(1))
     x = _secular_root(terms, poles, target)
+    del gains, terms, poles
     pull = row * values * x[:, None, None]
     share = torch.where((target > 0)[:, None, None], pull / (1 + pull), 1.0)
     share = torch.where(row > 0, share, 0.0)
-    factor = (image * share / values) @ vectors.mT * inverse_root[:, None, :]
+    factor = image.mul_(share).div_(values) @ vectors.mT
+    factor.mul_(inverse_root[:, None, :])
     multiplier = torch.where((target > 0) & (x > 0), 1 / x, torch.zeros_like(x))
     return Update(factor, multiplier)
 
@@ -193,12 +196,13 @@ def _secular_root(terms: Tensor, poles: Tensor, target: Tensor, steps: int = 40)
     x = torch.zeros_like(target)
     tiny = torch.finfo(terms.dtype).tiny
     for _ in range(steps):
-        q = 1 / (1 + poles * x[:, None])
-        value = (terms * q * q).sum(dim=1)
+        q = (poles * x[:, None]).add_(1).reciprocal_()
+        parts = (terms * q).mul_(q)
+        value = parts.sum(dim=1)
         active = (value > target * (1 + 1e-13)) & (target > 0)
         if not bool(active.any()):
             break
-        slope = (terms * poles * q**3).sum(dim=1).clamp_min(tiny)
+        slope = parts.mul_(q).mul_(poles).sum(dim=1).clamp_min(tiny)
         ratio = value / torch.where(active, target, torch.ones_like(target))
         x = torch.where(active, x + value / slope * (ratio.sqrt() - 1), x)
     return x

@@ -86,6 +86,7 @@ class AcceleratedSweeps:
         momentum = (state.age / (state.age + 3))[:, None, None]
         ahead = Factors(*(x + momentum * (x - y) for x, y in zip(state.factors, state.previous, strict=True)))
         trial = self.objective.sweep(ahead, state.multiplier, self.bound)
+        del ahead
         merit = self._merit(trial, state.error)
         risen = working & ~(merit <= state.merit)
         if bool((risen & (state.age > 0)).any()):
