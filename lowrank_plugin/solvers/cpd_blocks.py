@@ -160,7 +160,7 @@ class Objective:
         else:
             weights = factors.tap.shape[1] * square_b + factors.inp.shape[1] * square_c
             out, multiplier = bounded_update(rhs, gram, weights, self.energy, bound, self.rows, self.cutoff)
-        by_row = torch.einsum("gtr,gtr->gt", out, torch.baddbmm(rhs, out, gram, beta=2, alpha=-1))
+        by_row = torch.baddbmm(rhs, out, gram, beta=2, alpha=-1).mul_(out).sum(dim=2)
         error = self.energy - (by_row if self.rows is None else by_row * self.rows).sum(dim=1)
         del rhs, gram
         return Sweep(rescale(factors._replace(out=out)), error.clamp_min(0), multiplier)
