@@ -52,6 +52,7 @@ lint: $(READY)
 benchmarks: $(READY)
 	mkdir -p benchmark-output
 	$(BIN)/python examples/benchmarks/solvers.py --json benchmark-output/solvers.json
+	$(BIN)/python examples/benchmarks/batching.py --json benchmark-output/batching.json
 	$(BIN)/python examples/benchmarks/accuracy.py --json benchmark-output/accuracy.json
 	$(BIN)/python examples/benchmarks/ablations.py --model resnet20 --json benchmark-output/ablations.json
 	$(BIN)/python examples/benchmarks/latency.py --json benchmark-output/latency.json

@@ -52,7 +52,7 @@ def load(data: Path, images: int = 256) -> tuple[str, list[Layer]]:
     if (data / "reference.py").exists():
         return f"trained ResNet-18, covariances from {images} images", _trained(data, images)
     return "power-law kernels and covariances (no data folder)", [
-        _made_up(name, *shape, seed) for seed, (name, shape) in enumerate(SHAPES.items())
+        made_up(name, *shape, seed) for seed, (name, shape) in enumerate(SHAPES.items())
     ]
 
 
@@ -92,7 +92,7 @@ def _trained(data: Path, images: int) -> list[Layer]:
     return layers
 
 
-def _made_up(name: str, outputs: int, inputs: int, seed: int) -> Layer:
+def made_up(name: str, outputs: int, inputs: int, seed: int) -> Layer:
     """A kernel whose modes decay like 1/sqrt(i), inputs correlated over channels and neighbouring taps."""
     generator = torch.Generator().manual_seed(seed)
 
