@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lowrank_plugin.runtimes import in_bursts, processor
 
-PATIENCE, MOST_INFERENCES = 12, 150
+PATIENCE, MOST_INFERENCES = 40, 150
 """Inferences without anything getting faster after which timing ends; and the most there are."""
 RESOLUTION = 1e-3
 """Of OpenVINO's counters, in milliseconds; what takes less is said to take nothing."""
