@@ -49,7 +49,7 @@ def curves(decomposer: Decomposer, problems: Sequence[Problem]) -> list[Sequence
     :param decomposer: the decomposer.
     :param problems: the problems.
     """
-    if isinstance(decomposer, BatchDecomposer):
+    if isinstance(decomposer, BatchDecomposer) and _up_to_date(decomposer, "curves", "curve"):
         return list(decomposer.curves(problems))
     return [decomposer.curve(problem) for problem in problems]
 
@@ -61,6 +61,12 @@ def fits(decomposer: Decomposer, problems: Sequence[Problem], rank: Rank) -> lis
     :param problems: the problems.
     :param rank: the rank of all.
     """
-    if isinstance(decomposer, BatchDecomposer):
+    if isinstance(decomposer, BatchDecomposer) and _up_to_date(decomposer, "fits", "fit"):
         return list(decomposer.fits(problems, rank))
     return [decomposer.fit(problem, rank) for problem in problems]
+
+
+def _up_to_date(decomposer: Decomposer, many: str, one: str) -> bool:
+    """Whether the method for many problems knows of the one for one: a subclass may have changed only the latter."""
+    owners = [next((kind for kind in type(decomposer).__mro__ if name in vars(kind)), object) for name in (many, one)]
+    return issubclass(*owners)

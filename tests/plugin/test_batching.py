@@ -15,7 +15,7 @@ from torch import nn
 
 import lowrank_plugin
 from lowrank_hooks import Problem, Status
-from lowrank_plugin.batching import batches
+from lowrank_plugin.batching import batches, fits
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.solvers.cpd import Cpd
 
@@ -75,6 +75,16 @@ def test_same_network_as_one_layer_at_a_time(monkeypatch, norm):
         assert ours["relative_error"] == pytest.approx(theirs["relative_error"], rel=1e-5)
         assert ours["sensitivity"] == pytest.approx(theirs["sensitivity"], rel=1e-3)
         assert layer["status"] == reports[1][name]["status"]
+
+
+def test_a_subclass_that_changes_only_the_fit_of_one_problem_is_asked_for_each():
+    class Coarse(Cpd):
+        def fit(self, problem, rank):
+            return super().fit(problem, (1,))
+
+    problems = [Problem(torch.randn(1, 6, 5, 3, 3)) for _ in range(2)]
+    assert [solution.value.shapes[0].out_channels for solution in fits(Coarse(), problems, (4,))] == [1, 1]
+    assert [solution.value.shapes[0].out_channels for solution in fits(Cpd(), problems, (4,))] == [4, 4]
 
 
 def test_one_bad_problem_does_not_spoil_the_others():
