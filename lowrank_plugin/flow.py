@@ -175,11 +175,11 @@ class Flow(Observing):
         problems, moments = [self._problem(name) for name in names], [self._moments(name) for name in names]
         try:
             return fitting.fit(problems, record.decomposer, rank, biases, moments)
-        except torch.linalg.LinAlgError as error:
-            if len(names) > 1:
-                return [self._solve([name], decomposer, rank)[0] for name in names]
-            return [f"its fit by {decomposer!r} failed: {error}"]
-        except ValueError as error:
+        except (torch.linalg.LinAlgError, ValueError) as error:
+            if len(names) > 1:  # which one it was is seen alone
+                return [each for name in names for each in self._solve([name], decomposer, rank)]
+            if isinstance(error, torch.linalg.LinAlgError):
+                return [f"its fit by {decomposer!r} failed: {error}"]
             msg = f"Layer {names[0]!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
             raise PlanError(msg) from error
 

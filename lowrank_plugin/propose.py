@@ -155,16 +155,20 @@ def error_curves(problems: Sequence[Problem], records: Sequence[DecomposerRecord
     """
     found: list[dict[str, Sequence[Point]]] = [{} for _ in problems]
     for record in records:
-        if not fits(record, problems[0].shape):
-            continue
-        try:
-            curves = batching.curves(record.decomposer, problems)
-        except ValueError as error:
-            logger.warning("%s does not compete: %s", record.name, error)
-            continue
-        for of_problem, curve in zip(found, curves, strict=True):
-            of_problem[record.name] = curve
+        if fits(record, problems[0].shape):
+            for of_problem, curve in zip(found, _curves(record, problems), strict=True):
+                of_problem[record.name] = curve
     return found
+
+
+def _curves(record: DecomposerRecord, problems: Sequence[Problem]) -> list[Sequence[Point]]:
+    try:
+        return batching.curves(record.decomposer, problems)
+    except ValueError as error:
+        if len(problems) > 1:  # the others may be welcome
+            return [curve for problem in problems for curve in _curves(record, [problem])]
+        logger.warning("%s does not compete: %s", record.name, error)
+        return [()]
 
 
 def propose(

@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from lowrank_hooks import StageShape
+from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.propose import Proposal, sizes
 from lowrank_plugin.survey import Layer
 
@@ -34,12 +35,17 @@ def smoothed(
     :param model: the network.
     :param hand: layers whose rank the user gave; their choices stay, whatever they cost. Of the others' choices those
         stay that cost less than the dense one by both, the measurement and the new cost.
+    :raises ConfigurationError: where a cost is not above 0.
     """
     features, costs = {}, {}
     for name, of_layer in proposals.items():
         module = model.get_submodule(name)
         features[name] = torch.stack([work(*sizes(layers[name], module, each.chain)) for each in of_layer])
         costs[name] = torch.tensor([each.cost for each in of_layer], dtype=torch.float64)
+        bad = next((each.cost for each in of_layer if not 0 < each.cost < math.inf), None)
+        if bad is not None:
+            msg = f"A measured cost must be a number above 0, but one of layer {name!r} is {bad}: mend its cost model."
+            raise ConfigurationError(msg)
     rates = fit(list(features.values()), list(costs.values()))
     found = {}
     for name, of_layer in proposals.items():

@@ -196,12 +196,8 @@ class Cpd:
         :return: bytes; an upper bound that a fit comes close to at large ranks.
         """
         width = lower(shape, rank)
-        outputs, inputs, taps, columns = (
-            shape.out_channels,
-            shape.in_channels,
-            shape.taps,
-            shape.in_channels * shape.taps,
-        )
+        outputs, inputs, taps = shape.out_channels, shape.in_channels, shape.taps
+        columns = inputs * taps
         kernel, mixed = itemsize * outputs * columns, itemsize * width * columns
         factors, square = 8 * width * (outputs + inputs + taps), 8 * width**2
         weighted, turned = norm in ("covariance", "two-sided"), norm == "two-sided"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Stage
+from lowrank_plugin.solvers.cpd_diagnosis import chain_factors
 
 
 @contextmanager
@@ -110,14 +111,9 @@ def to_cp_tensor(factorization: Factorization, group: int = 0) -> Any:
     """
     from tensorly.cp_tensor import CPTensor
 
-    stages = factorization.stages
-    width = stages[0].weight.shape[1]
-    if len(stages) != 3 or [stage.groups for stage in stages] != [1, width, 1] or stages[1].weight.shape[1] != width:
-        msg = f"A CP tensor needs a chain 1x1, depthwise, 1x1, not {factorization.shapes}."
-        raise ValueError(msg)
-    right, taps, left = (stage.weight[group].flatten(1) for stage in stages)
+    out, inp, tap = (factor[group].to(factorization.stages[0].weight) for factor in chain_factors(factorization))
     with pytorch_backend():
-        return CPTensor((torch.ones(width, dtype=left.dtype, device=left.device), [left, right.mT, taps.mT]))
+        return CPTensor((torch.ones(out.shape[1]).to(out), [out, inp, tap]))
 
 
 def from_cp_tensor(tensors: Sequence[Any], kernel_size: tuple[int, ...]) -> Factorization:

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lowrank_plugin
-from lowrank_hooks import Problem, Status
+from lowrank_hooks import DecomposerRecord, Problem, Status
 from lowrank_plugin.batching import batches, fits
+from lowrank_plugin.errors import PlanError
 from lowrank_plugin.plugins import manager
+from lowrank_plugin.propose import error_curves
 from lowrank_plugin.solvers.cpd import Cpd
+from lowrank_plugin.solvers.svd import Svd
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=30), st.integers(1, 12))
@@ -85,6 +88,39 @@ def test_a_subclass_that_changes_only_the_fit_of_one_problem_is_asked_for_each()
     problems = [Problem(torch.randn(1, 6, 5, 3, 3)) for _ in range(2)]
     assert [solution.value.shapes[0].out_channels for solution in fits(Coarse(), problems, (4,))] == [1, 1]
     assert [solution.value.shapes[0].out_channels for solution in fits(Cpd(), problems, (4,))] == [4, 4]
+
+
+class Picky(Svd):
+    """Refuses kernels whose first weight is negative."""
+
+    def curve(self, problem):
+        self._check(problem)
+        return super().curve(problem)
+
+    def _check(self, problem):
+        if problem.kernel.flatten()[0] < 0:
+            msg = "negative"
+            raise ValueError(msg)
+
+
+def test_a_refused_layer_leaves_those_of_its_shape_alone(monkeypatch, caplog):
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+    with torch.no_grad():
+        for place, sign in enumerate((1, -1, 1)):
+            model[place].weight[0, 0] = sign
+    problems = [Problem(layer.weight.detach()[None]) for layer in model]
+    found = error_curves(problems, [DecomposerRecord("picky", Picky())])
+    assert [bool(curves["picky"]) for curves in found] == [True, False, True]
+    assert [record.message for record in caplog.records] == ["picky does not compete: negative"]
+    fit = Svd.fit
+
+    def picky(self, problem, rank):
+        Picky()._check(problem)
+        return fit(self, problem, rank)
+
+    monkeypatch.setattr(Svd, "fit", picky)
+    with pytest.raises(PlanError, match=r"Layer '1' cannot be factorised by 'svd' at rank .2.: negative"):
+        lowrank_plugin.decompose(model, example_input=torch.randn(1, 6), ranks={"{re}.*": [2]}, decomposers=["svd"])
 
 
 def test_one_bad_problem_does_not_spoil_the_others():

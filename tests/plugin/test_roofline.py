@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lowrank_hooks import StageShape
+from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import Proposal, sizes
 from lowrank_plugin.roofline import fit, smoothed, work
@@ -67,6 +69,15 @@ def test_rates_satisfy_the_conditions_of_their_optimum():
     assert (rates > 0).any()
     assert slope[rates > 0].abs().max() < 1e-12
     assert slope[rates == 0].min() > 0
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, math.nan, math.inf])
+def test_costs_that_are_none_are_refused(network, layers, cost):
+    exact = proposals(layers, network)
+    name = next(iter(exact))
+    exact[name][-1] = replace(exact[name][-1], cost=cost)
+    with pytest.raises(ConfigurationError, match=f"above 0, but one of layer {name!r} is {cost}"):
+        smoothed(exact, layers, network, hand=())
 
 
 def test_what_the_model_explains_stays(network, layers):
