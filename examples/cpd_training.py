@@ -20,10 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.table import show_cells
 from common.training import Task, accuracy, cifar_task, digits_task, train
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import lowrank_plugin
 
@@ -84,21 +82,13 @@ def show(runs: Mapping[str, Mapping[str, Any]], original: float, title: str) -> 
     :param original: accuracy of the network that was decomposed, in per cent.
     :param title: above the table.
     """
-    table = Table(title=title, box=box.SIMPLE)
-    for column in ("", "top-1 % before", "after", "highest loss", "last loss", "largest gradient"):
-        table.add_column(column, justify="right" if column else "left")
-    table.add_row("original", f"{original:.2f}")
+    cells = [["original", f"{original:.2f}"]]
     for name, run in runs.items():
-        losses = run["losses"]
-        table.add_row(
-            name,
-            f"{run['before']:.2f}",
-            f"{run['after']:.2f}",
-            f"{max(losses):.3f}",
-            f"{losses[-1]:.3f}",
-            f"{max(run['gradients']):.3g}",
-        )
-    Console(width=110).print(table)
+        losses, steepest = run["losses"], max(run["gradients"])
+        accuracies = (f"{run['before']:.2f}", f"{run['after']:.2f}")
+        cells.append([name, *accuracies, f"{max(losses):.3f}", f"{losses[-1]:.3f}", f"{steepest:.3g}"])
+    header = ("", "top-1 % before", "after", "highest loss", "last loss", "largest gradient")
+    show_cells(title, header, cells)
 
 
 def draw(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import nncf
+from common.table import show_cells
 from common.training import Course, Task, accuracy, cifar_task, digits_task, train
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import lowrank_nncf
 
@@ -77,12 +75,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     :param rows: the versions.
     :param title: above it.
     """
-    table = Table(title=title, box=box.SIMPLE)
-    table.add_column("")
-    table.add_column("top-1 %", justify="right")
-    for row in rows:
-        table.add_row(row["version"], f"{row['top1']:.2f}")
-    Console(width=100).print(table)
+    show_cells(title, ("", "top-1 %"), ([row["version"], f"{row['top1']:.2f}"] for row in rows))
 
 
 if __name__ == "__main__":

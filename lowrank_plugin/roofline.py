@@ -16,7 +16,6 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from lowrank_hooks import StageShape
@@ -87,6 +86,8 @@ def fit(features: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:
     :param costs: for each layer [choices], above 0.
     :return: [features].
     """
+    from scipy.optimize import nnls  # here, for its import takes longer than that of all the rest
+
     weights = [1 / math.sqrt(len(cost)) for cost in costs]
     rows = torch.cat([weight * x / cost[:, None] for weight, x, cost in zip(weights, features, costs, strict=True)])
     aim = torch.cat([torch.full_like(cost, weight) for weight, cost in zip(weights, costs, strict=True)])

@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Task, load_task
+from common.table import show_cells
 from kernels import DATA
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import lowrank_plugin
@@ -79,14 +77,12 @@ def repaired(flow: Flow, task: Task, reference: Tensor, repairs: list[str]) -> l
 
 def show(rows: list[dict[str, Any]], repairs: list[str], title: str) -> None:
     """Print the figures as a table, a column for each repair."""
-    table = Table("Norm", "Policy", "Decomposers", title=title, box=box.SIMPLE)
-    for repair in repairs:
-        table.add_column(repair, justify="right")
+    lines = []
     for begin in range(0, len(rows), len(repairs)):
         same = rows[begin : begin + len(repairs)]
         cells = (f"{row['top1']:.2f}  {row['kl']:.3f}" for row in same)
-        table.add_row(*(same[0][key] for key in ("norm", "policy", "decomposers")), *cells)
-    Console(width=110).print(table)
+        lines.append([*(same[0][key] for key in ("norm", "policy", "decomposers")), *cells])
+    show_cells(title, ("Norm", "Policy", "Decomposers", *repairs), lines, names=3)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 from kernels import DATA, load_module
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common.table import show_cells
+
 import lowrank_plugin
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, BATCH = 512, 32
 PLAIN = {"decomposers": ["tucker2"], "norm": "frobenius", "policy": "uniform", "repair": "none"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -143,7 +144,6 @@ def _trained(data: Path, name: str) -> Task:
 
 
 def _digits() -> Task:
-    sys.path.insert(0, str(ROOT / "examples"))
     from common import digits
 
     print("No folder with trained networks: training a small one on scikit-learn's handwritten digits.")
@@ -153,21 +153,9 @@ def _digits() -> Task:
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:
-    table = Table(title=title, box=box.SIMPLE)
-    table.add_column("Variant")
-    for column in ("MACs", "Parameters", "Top-1 %", "Agreement %", "KL", "Seconds"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row["variant"],
-            f"{row['macs']:.3f}",
-            f"{row['parameters']:.3f}",
-            f"{row['top1']:.2f}",
-            f"{row['agreement']:.2f}",
-            f"{row['kl']:.3f}",
-            f"{row.get('seconds', 0):.0f}",
-        )
-    Console(width=110).print(table)
+    columns = {"macs": ".3f", "parameters": ".3f", "top1": ".2f", "agreement": ".2f", "kl": ".3f", "seconds": ".0f"}
+    cells = ([row["variant"], *(f"{row.get(key, 0):{form}}" for key, form in columns.items())] for row in rows)
+    show_cells(title, ("Variant", "MACs", "Parameters", "Top-1 %", "Agreement %", "KL", "Seconds"), cells)
 
 
 if __name__ == "__main__":

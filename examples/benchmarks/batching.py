@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ from typing import Any
 
 import torch
 from kernels import made_up
-from rich import box
-from rich.console import Console
-from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common.table import show_cells
 
 from lowrank_hooks import Norm, Problem
 from lowrank_plugin.solvers.cpd import Cpd
@@ -74,18 +77,16 @@ def compare(width: int, count: int, weighted: bool) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("Width", "Layers", "Norm", "Rank", title="Seconds alone, together, and their ratio", box=box.SIMPLE)
-    table.add_column("Curves", justify="right")
-    table.add_column("Fits", justify="right")
-    table.add_column("Errors differ by", justify="right")
+    lines = []
     for row in rows:
         cells = [
             f"{row[key]['alone']:.3f}  {row[key]['together']:.3f}  {row[key]['alone'] / row[key]['together']:.1f}x"
             for key in ("curves", "fits")
         ]
         sizes = (str(row[key]) for key in ("width", "layers", "norm", "rank"))
-        table.add_row(*sizes, *cells, f"{row['difference']:.0e}")
-    Console(width=110).print(table)
+        lines.append([*sizes, *cells, f"{row['difference']:.0e}"])
+    header = ("Width", "Layers", "Norm", "Rank", "Curves", "Fits", "Errors differ by")
+    show_cells("Seconds alone, together, and their ratio", header, lines, names=4)
 
 
 def main() -> None:

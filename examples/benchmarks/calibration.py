@@ -17,6 +17,7 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,12 @@ from typing import Any
 
 import torch
 from kernels import DATA, load_module
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common.table import show_cells
 
 from lowrank_hooks import Norm, Problem
 from lowrank_plugin import memory
@@ -57,12 +60,11 @@ def main() -> None:
     source, model, images = _task(options.data, options.images)
     batches = list(images.split(options.batch))
     layers = dict(survey(model, batches[0][:1], SETTINGS, manager().registered("layer adapter")).layers)
-    console = Console(width=110)
     facts: dict[str, Any] = {"model": source, "images": len(images), "batch": options.batch}
     facts["memory"] = _memory(model, layers, batches)
     facts["time"] = _time(model, layers, batches, options.repeats)
     facts["added_error"] = _added_error(model, {name: layers[name] for name in options.layers}, batches)
-    _show(console, facts)
+    _show(facts)
     if options.json:
         options.json.write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -138,28 +140,26 @@ def _added_error(model: nn.Module, layers: dict[str, Layer], batches: list[torch
     return rows
 
 
-def _show(console: Console, facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any]) -> None:
     took, needs = facts["time"], facts["memory"]
-    console.print(
+    print(
         f"{facts['model']}, {facts['images']} images in batches of {facts['batch']}, {took['threads']} threads\n"
         f"forward passes {statistics.median(took['without']):.1f} s, with statistics "
         f"{statistics.median(took['with']):.1f} s: {took['ratio']:.2f} of the forward passes on top\n"
         f"memory on top: predicted {needs['predicted'] / 1e6:.0f} MB, measured {needs['measured'] / 1e6:.0f} MB"
     )
-    table = Table(title="Output error of fits at half ranks, under the covariance of all positions", box=box.SIMPLE)
-    for column in ("Layer", "Chain", "Positions drawn", "of all", "Error, drawn", "Error, all", "Added"):
-        table.add_column(column, justify="left" if column in ("Layer", "Chain") else "right")
-    for row in facts["added_error"]:
-        table.add_row(
+    cells = (
+        [
             row["layer"],
             f"{row['decomposer']} {list(row['rank'])}",
-            f"{row['positions'][0]}",
-            f"{row['positions'][1]}",
-            f"{row['errors'][0]:.4f}",
-            f"{row['errors'][1]:.4f}",
+            *(str(count) for count in row["positions"]),
+            *(f"{error:.4f}" for error in row["errors"]),
             f"{row['added']:.2%}",
-        )
-    console.print(table)
+        ]
+        for row in facts["added_error"]
+    )
+    header = ("Layer", "Chain", "Positions drawn", "of all", "Error, drawn", "Error, all", "Added")
+    show_cells("Output error of fits at half ranks, under the covariance of all positions", header, cells, names=2)
 
 
 if __name__ == "__main__":

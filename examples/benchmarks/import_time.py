@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common.table import show_cells
 
 STATEMENTS = {
     "lowrank_hooks": "import lowrank_hooks",
@@ -62,13 +63,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     rows = {name: measured(statement, arguments.repeats) for name, statement in STATEMENTS.items()}
-    table = Table(title="Import times beyond torch, ms", box=box.SIMPLE_HEAVY)
-    for column in ("", "median", "least", "torch itself", "imports NNCF", "imports pytest"):
-        table.add_column(column, justify="right" if column else "left")
+    lines = []
     for name, row in rows.items():
         numbers = (f"{row[key]:.0f}" for key in ("beyond_torch_ms", "least_ms", "torch_ms"))
-        table.add_row(name, *numbers, *("yes" if row[key] else "no" for key in ("imports_nncf", "imports_pytest")))
-    Console(width=100).print(table)
+        lines.append([name, *numbers, *("yes" if row[key] else "no" for key in ("imports_nncf", "imports_pytest"))])
+    header = ("", "median", "least", "torch itself", "imports NNCF", "imports pytest")
+    show_cells("Import times beyond torch, ms", header, lines)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"repeats": arguments.repeats, "statements": rows}, indent=2) + "\n")

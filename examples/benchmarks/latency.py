@@ -27,10 +27,10 @@ from torch.utils.data import TensorDataset
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from common import table  # noqa: E402
-from common.images import Images, load_model  # noqa: E402
-from common.processor import VARIABLE  # noqa: E402
-from common.versions import Task, measured  # noqa: E402
+from common import table
+from common.images import Images, load_model
+from common.processor import VARIABLE
+from common.versions import Task, measured
 
 DATA = ROOT.parent / "shared" / "data"
 MODEL = "torchvision:resnet18"

@@ -23,22 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from kernels import DATA, load_module
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from common import measure  # noqa: E402
-from common.processor import avoid_missing_tiles  # noqa: E402
+from common import measure
+from common.processor import avoid_missing_tiles
+from common.table import show_cells
 
-import lowrank_plugin  # noqa: E402
-from lowrank_plugin.allocation import chains_of  # noqa: E402
-from lowrank_plugin.batches import no_progress  # noqa: E402
-from lowrank_plugin.flow import Flow  # noqa: E402
-from lowrank_plugin.settings import Settings  # noqa: E402
+import lowrank_plugin
+from lowrank_plugin.allocation import chains_of
+from lowrank_plugin.batches import no_progress
+from lowrank_plugin.flow import Flow
+from lowrank_plugin.settings import Settings
 
 RUNTIME = {"backend": "openvino", "precision": "fp32"}
 BATCH, STEPS = 32, 6
@@ -140,22 +138,10 @@ def measured(networks: dict[str, nn.Module], sample: Tensor, seconds: float) -> 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     """Print the figures as a table."""
-    table = Table(title=title, box=box.SIMPLE)
-    table.add_column("Network")
-    for column in ("MACs", "ms", "Latency", "Top-1 %", "Agreement %", "KL", "Seconds"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row["network"],
-            f"{row['macs']:.3f}",
-            f"{row['milliseconds']:.2f}",
-            f"{row['latency']:.3f}",
-            f"{row['top1']:.2f}",
-            f"{row['agreement']:.2f}",
-            f"{row['kl']:.3f}",
-            f"{row['seconds']:.0f}",
-        )
-    Console(width=120).print(table)
+    columns = {"macs": ".3f", "milliseconds": ".2f", "latency": ".3f"}
+    columns |= {"top1": ".2f", "agreement": ".2f", "kl": ".3f", "seconds": ".0f"}
+    cells = ([row["network"], *(f"{row[key]:{form}}" for key, form in columns.items())] for row in rows)
+    show_cells(title, ("Network", "MACs", "ms", "Latency", "Top-1 %", "Agreement %", "KL", "Seconds"), cells)
 
 
 if __name__ == "__main__":

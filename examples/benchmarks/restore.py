@@ -25,18 +25,16 @@ from typing import Any
 
 import nncf
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from common.images import Images, load_model  # noqa: E402
+from common.images import Images, load_model
+from common.table import show_cells
 
-import lowrank_nncf  # noqa: E402
+import lowrank_nncf
 
 DATA = ROOT.parent / "shared" / "data"
 MODEL = "torchvision:resnet18"
@@ -147,14 +145,13 @@ def _task(data: Path | None, samples: int) -> tuple[nn.Module, Any]:
 
 
 def _show(rows: list[Measured]) -> None:
-    table = Table(title="ResNet-18: saved and restored", box=box.SIMPLE_HEAVY)
-    for column in ("", "file", "compress", "save", "restore", "slowest", "outputs"):
-        table.add_column(column, justify="right" if column else "left")
+    cells = []
     for row in rows:
         times = (f"{value:.2f} s" for value in (row.save, row.restore, row.slowest_restore))
         equal = "bit-equal" if row.equal else "differ"
-        table.add_row(row.name, f"{row.bytes / 1e6:.1f} MB", f"{row.compress:.1f} s", *times, equal)
-    Console(width=110).print(table)
+        cells.append([row.name, f"{row.bytes / 1e6:.1f} MB", f"{row.compress:.1f} s", *times, equal])
+    header = ("", "file", "compress", "save", "restore", "slowest", "outputs")
+    show_cells("ResNet-18: saved and restored", header, cells)
 
 
 if __name__ == "__main__":

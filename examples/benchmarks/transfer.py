@@ -18,17 +18,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from kernels import DATA, load_module
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common.table import show_cells
 
 import lowrank_plugin
 
@@ -110,17 +113,15 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:
-    table = Table(title=title, box=box.SIMPLE)
-    table.add_column("Network")
     measured = ("top-1 %", "agreement %", "KL")
-    for column in ("Original top-1 %", *(f"{whose}: {each}" for whose in ("own", "foreign") for each in measured)):
-        table.add_column(column, justify="right")
+    header = ["Network", "Original top-1 %", *(f"{whose}: {each}" for whose in ("own", "foreign") for each in measured)]
+    lines = []
     for name in dict.fromkeys(row["network"] for row in rows):
         of_network = [row for row in rows if row["network"] == name]
         of_network.sort(key=lambda row: row["statistics"] != row["trained_on"])
         cells = [[f"{row['top1']:.2f}", f"{row['agreement']:.2f}", f"{row['kl']:.3f}"] for row in of_network]
-        table.add_row(name, f"{of_network[0]['original']:.2f}", *cells[0], *cells[1])
-    Console(width=120).print(table)
+        lines.append([name, f"{of_network[0]['original']:.2f}", *cells[0], *cells[1]])
+    show_cells(title, header, lines)
 
 
 if __name__ == "__main__":

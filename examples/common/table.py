@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,14 +39,28 @@ class Row:
     kl: float | None = None
 
 
+def show_cells(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> None:
+    """Print a table of any texts.
+
+    :param title: above it.
+    :param header: of the columns.
+    :param rows: their cells.
+    :param names: how many of the first columns hold names, which are aligned to the left.
+    """
+    table = Table(title=title, box=box.SIMPLE)
+    for index, column in enumerate(header):
+        table.add_column(column, justify="left" if index < names else "right")
+    for row in rows:
+        table.add_row(*row)
+    # Output that is not a terminal has no width of its own; the table must not be folded there.
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+
+
 def show(rows: Sequence[Row], title: str) -> None:
     """Print a table; speed-ups are relative to the first row."""
-    table = Table(title=title, box=box.SIMPLE_HEAVY)
-    table.add_column("")
-    for column in ("parameters", "MACs", "file", "top-1", "agreement", "KL", "latency", "speed-up"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
+    cells = (
+        (
             row.name,
             f"{row.parameters / 1e6:.2f} M",
             f"{row.macs / 1e6:.1f} M",
@@ -57,9 +71,10 @@ def show(rows: Sequence[Row], title: str) -> None:
             f"{row.latency:.2f} ms",
             f"{rows[0].latency / row.latency:.2f} x",
         )
-    # Output that is not a terminal has no width of its own; the table must not be folded there.
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+        for row in rows
+    )
+    header = ("", "parameters", "MACs", "file", "top-1", "agreement", "KL", "latency", "speed-up")
+    show_cells(title, header, cells)
 
 
 def _text(value: float | None, form: str, unit: str = "") -> str:

@@ -84,6 +84,7 @@ def test_imports_are_lean(statement):
     assert "nncf" not in modules
     assert "tensorly" not in modules
     assert "torchvision" not in modules
+    assert "scipy.optimize" not in modules
     assert "pytest" not in modules
     if statement == "import lowrank_hooks":
         assert "lowrank_plugin" not in modules
