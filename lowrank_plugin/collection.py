@@ -20,9 +20,11 @@ from lowrank_plugin.adapters import ConvAdapter
 from lowrank_plugin.autocorrelation import Autocorrelation, Geometry
 from lowrank_plugin.batches import Progress, batch_size, call, evaluating, no_progress
 from lowrank_plugin.drawing import draw
+from lowrank_plugin.errors import listed
 from lowrank_plugin.moments import ChannelStatistics, Moments, working
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.survey import Layer, layer_input
+from lowrank_plugin.vectors import Inputs, Vectors
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -39,12 +41,12 @@ class Observed:
     :param places: the number of the batch that each call belongs to; empty where that is no longer known.
     """
 
-    patches: Moments | Autocorrelation = field(default_factory=Moments)
+    patches: Inputs | Autocorrelation = field(default_factory=Moments)
     outputs: list[ChannelStatistics] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
     @property
-    def inputs(self) -> Moments:
+    def inputs(self) -> Inputs:
         """The moments of its input patches; put together anew each time for layers that are as wide as deep."""
         return self.patches.moments()
 
@@ -72,8 +74,9 @@ def collect(
 
     Of each layer about ``positions`` times as many patches are taken as its covariance is wide, drawn at random and
     evenly over the samples; all of them where there are fewer, and where their correlations take less arithmetic than
-    the products of the drawn ones (:mod:`lowrank_plugin.autocorrelation`). Zero padding, stride and dilation count as
-    the layer sees them.
+    the products of the drawn ones (:mod:`lowrank_plugin.autocorrelation`). Of linear layers that are much wider than
+    there are vectors these themselves are kept (:mod:`lowrank_plugin.vectors`). Zero padding, stride and dilation
+    count as the layer sees them.
 
     :param model: the network; its mode, its parameters and other people's hooks stay as they are.
     :param layers: the layers by name.
@@ -123,6 +126,8 @@ class _Tap:
         geometry = correlated(layer, module, samples, positions) if patches else None
         if geometry is not None:
             self.observed.patches, self.wanted = Autocorrelation(geometry), math.inf
+        elif patches and Vectors.suit(layer, samples, positions):
+            self.observed.patches = Vectors()
         self.generator = torch.Generator()
         self.place, self.share = 0, 0.0
         self.waiting: list[Tensor] = []
@@ -208,7 +213,7 @@ def warn_of_few(layers: Mapping[str, Layer], observed: Mapping[str, Observed]) -
         logger.warning(
             "Few samples: layers %s got fewer patches than their covariances are wide, which are therefore shrunk "
             "towards a multiple of the identity. More calibration samples lower the error.",
-            ", ".join(few),
+            listed(few),
         )
 
 

@@ -22,6 +22,7 @@ from lowrank_plugin.autocorrelation import Autocorrelation
 from lowrank_plugin.collection import Observed
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.moments import Moments
+from lowrank_plugin.vectors import Inputs, Vectors
 
 T = TypeVar("T")
 
@@ -144,8 +145,13 @@ def combined(observed: Mapping[str, Observed], device: torch.device) -> dict[str
     return found
 
 
-def _sum(patches: Moments | Autocorrelation, device: torch.device) -> Moments | Autocorrelation:
+def _sum(patches: Inputs | Autocorrelation, device: torch.device) -> Inputs | Autocorrelation:
     """One layer's sums over all processes; some may have seen nothing of it."""
+    kept = gathered(patches.rows if isinstance(patches, Vectors) and patches.count else None)
+    if rows := [part.to(device) for part in kept if part is not None]:
+        return Vectors(torch.cat(rows))
+    if isinstance(patches, Vectors):  # an empty one
+        patches = Moments()
     geometries = {kind for count, kind in gathered((patches.count, getattr(patches, "geometry", None))) if count}
     if not geometries:
         return patches

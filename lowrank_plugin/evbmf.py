@@ -19,7 +19,6 @@ from torch import Tensor
 from lowrank_hooks import Problem
 from lowrank_plugin.solvers.canonical import canonical
 from lowrank_plugin.solvers.linear_algebra import cholesky
-from lowrank_plugin.solvers.svd import gram
 from lowrank_plugin.solvers.two_block import fold
 
 _GRID = 64
@@ -43,7 +42,7 @@ def noise_level(problem: Problem) -> float:
     :return: from 0 to 1.
     """
     reduced, shape = canonical(problem).problem, problem.shape
-    sides = [(torch.linalg.eigvalsh(gram(reduced.matrix, reduced.norm.covariance)), shape.out_channels)]
+    sides = [(torch.linalg.eigvalsh(reduced.norm.gram(reduced.matrix)), shape.out_channels)]
     if shape.taps > 1:
         sides.append((_input_squares(reduced), shape.in_channels))
     share = 0.0

@@ -13,19 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lowrank_hooks import Decomposer, Factorization, KernelShape, Norm, Problem, Rank, Solution
+from lowrank_hooks import Decomposer, Factorization, KernelShape, Problem, Rank, Solution
 from lowrank_plugin import batching
-from lowrank_plugin.moments import Moments
+from lowrank_plugin.norms import as_measured, make_norm
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer
+from lowrank_plugin.vectors import Inputs
 
 FLOAT64_WIDTH = 1152
 """Layers whose covariance is at most this wide are solved in float64: it costs little there and a float32 product
 loses half of the digits of a small error. Wider ones are solved in float32, where memory and time double otherwise."""
-
-DAMPING = 1.0
-"""Multiple of the mean eigenvalue added to the second moments of gradients. They hold only for small changes, and have
-hardly a direction more than the network has classes: with 0.01, what is lost in the others ruins some networks."""
 
 
 @dataclass(frozen=True)
@@ -47,59 +44,8 @@ class Fitted:
     seconds: float
 
 
-def shrinkage(covariance: Tensor, count: int) -> Tensor:
-    """The weight of the identity in an estimate of a covariance from few samples, by oracle approximation.
-
-    >>> shrinkage(torch.diag(torch.tensor([4.0, 1.0]))[None], 10**9) < 1e-6
-    tensor([True])
-
-    Chen, Wiesel, Eldar and Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal
-    Processing 58(10), 2010, eq. 23.
-
-    :param covariance: [G, D, D].
-    :param count: how many vectors it was computed from.
-    :return: [G], from 0 to 1.
-    """
-    width = covariance.shape[-1]
-    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    squares = covariance.square().sum(dim=(-2, -1))
-    numerator = (1 - 2 / width) * squares + trace**2
-    denominator = (count + 1 - 2 / width) * (squares - trace**2 / width)
-    return torch.where(denominator > 0, numerator / denominator, torch.ones_like(trace)).clamp(0, 1)
-
-
-def make_norm(moments: Moments | None, gradient: Tensor | None, like: Tensor) -> Norm:
-    """The norm of a layer from its moments: the centred covariance, shrunk as far as it is uncertain.
-
-    :param moments: the moments; None gives the Frobenius norm.
-    :param gradient: second moments of the layer's output gradients [G, T, T], for the two-sided norm; or None.
-    :param like: a tensor whose dtype and device the covariance takes.
-    """
-    if moments is None:
-        return Norm()
-    covariance = moments.covariance
-    weight = shrinkage(covariance, moments.count)[:, None]
-    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    mean = diagonal.mean(dim=-1, keepdim=True)
-    covariance = covariance * (1 - weight.unsqueeze(-1))
-    covariance.diagonal(dim1=-2, dim2=-1).add_(weight * mean)
-    return Norm(covariance.to(like), None if gradient is None else damped(gradient).to(like))
-
-
-def damped(gradient: Tensor) -> Tensor:
-    """Second moments of gradients, kept away from singular.
-
-    >>> damped(torch.diag(torch.tensor([1.0, 0.0]))[None])[0].diagonal()
-    tensor([1.5000, 0.5000])
-
-    :param gradient: [G, T, T].
-    """
-    mean = gradient.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-    return gradient + DAMPING * mean[:, None, None] * torch.eye(gradient.shape[-1]).to(gradient)
-
-
 def make_problem(
-    layer: Layer, module: nn.Module, moments: Moments | None, gradient: Tensor | None, settings: Settings
+    layer: Layer, module: nn.Module, moments: Inputs | None, gradient: Tensor | None, settings: Settings
 ) -> Problem:
     """Ask for a layer's kernel to be approximated.
 
@@ -139,7 +85,7 @@ def fit(
     decomposer: Decomposer,
     rank: Rank,
     biases: Sequence[Tensor | None],
-    moments: Sequence[Moments | None],
+    moments: Sequence[Inputs | None],
 ) -> list[Fitted]:
     """Solve for the factors of layers that are alike, and correct their biases.
 
@@ -165,16 +111,7 @@ def fit(
     return [replace(each, seconds=seconds) for each in fitted]
 
 
-def as_measured(problem: Problem, moments: Moments | None) -> Problem:
-    """A problem in the norm whose errors are those of the layer's output, without the shrinkage that solvers work with.
-
-    :param problem: the problem.
-    :param moments: the moments of the layer's input; None leaves the problem as it is.
-    """
-    return problem if moments is None else replace(problem, norm=Norm(moments.covariance.to(problem.kernel)))
-
-
-def corrected(bias: Tensor | None, problem: Problem, chain: Factorization, moments: Moments | None) -> Tensor | None:
+def corrected(bias: Tensor | None, problem: Problem, chain: Factorization, moments: Inputs | None) -> Tensor | None:
     """The bias with which a chain leaves the mean of the layer's output unchanged.
 
     :param bias: the layer's own [G*T], or None.

@@ -19,6 +19,7 @@ from lowrank_plugin.collection import ENOUGH, Observed, correlated, product_byte
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.survey import Layer
+from lowrank_plugin.vectors import Vectors
 
 GIGABYTE = 10**9
 OVERHEAD = 1.05
@@ -55,6 +56,11 @@ def need(layer: Layer, module: nn.Module, samples: int, largest: int, positions:
         maps = max(maps, ENOUGH * layer.shape.groups * layer.shape.in_channels)
         return Need(geometry.bytes, 4 * (4 * maps + layer.shape.groups * layer.shape.in_channels**2))
     outputs = largest * math.prod(after[1:]) // (layer.shape.groups * layer.shape.out_channels)
+    if Vectors.suit(layer, samples, positions):
+        count = math.ceil(min(positions * width, samples * outputs / largest))
+        waiting = min(count, ENOUGH + outputs)
+        # both are there twice for a moment, in parts and put together
+        return Need(8 * count * layer.shape.groups * width, 4 * maps + 8 * waiting * layer.shape.groups * width)
     rows = max(ENOUGH, min(outputs, math.ceil(positions * width * largest / samples)))
     drawn = 4 * rows * layer.shape.groups * width
     # the padded input, patches drawn and with the shift taken off, a product of up to half of the columns

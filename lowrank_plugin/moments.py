@@ -75,6 +75,8 @@ class Moments:
         return Moments(self.count, shift, sums + self.count * step, products)
 
     def __add__(self, other: Moments) -> Moments:
+        if not isinstance(other, Moments):
+            return NotImplemented
         if not (self.count and other.count):
             return self if self.count else other
         shift, sums, products = self._state()
@@ -179,21 +181,6 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     :return: [..., A, B].
     """
     return left.unsqueeze(-1) * right.unsqueeze(-2)
-
-
-def effective_rank(covariance: Tensor) -> float:
-    """In how many directions vectors vary: the participation ratio ``tr(C)^2 / tr(C^2)``, from 1 to the width.
-
-    >>> effective_rank(torch.eye(3)[None])
-    3.0
-
-    Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262, 2017, eq. 5.
-
-    :param covariance: [G, D, D]; several groups are averaged, those that do not vary count as 0.
-    """
-    traces = covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    squares = covariance.square().sum(dim=(-2, -1))
-    return float(torch.where(squares > 0, traces.square() / squares, torch.zeros_like(squares)).mean())
 
 
 def working(tensor: Tensor) -> Tensor:

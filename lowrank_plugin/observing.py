@@ -22,12 +22,14 @@ from lowrank_plugin.batches import Progress, one_sample, take_batches
 from lowrank_plugin.collection import Observed, collect, warn_of_few
 from lowrank_plugin.errors import CalibrationError, PlanError
 from lowrank_plugin.gradients import collect_gradients
-from lowrank_plugin.moments import ChannelStatistics, Moments, effective_rank
+from lowrank_plugin.moments import ChannelStatistics
+from lowrank_plugin.norms import effective_rank
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.resolving import check_device, norm_of
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics, summarise
 from lowrank_plugin.survey import Survey, survey
+from lowrank_plugin.vectors import Inputs
 from lowrank_plugin.weighing import Trial, Weights, try_out, weigh
 
 logger = logging.getLogger("lowrank_plugin")
@@ -127,7 +129,7 @@ class Observing:
         )
         return distributed.combined(distributed.together(look), next(self.model.parameters()).device)
 
-    def _moments(self, name: str) -> Moments | None:
+    def _moments(self, name: str) -> Inputs | None:
         return None if self.norm == "frobenius" else self.observed[name].inputs
 
     def _refuse(self, name: str, reason: str) -> None:
@@ -217,8 +219,8 @@ class Observing:
             module = self.model.get_submodule(name)
             moments = self._moments(name)
             problem = fitting.make_problem(layer, module, moments, gradient, self.settings)
-            if problem.norm.covariance is not None:
-                self._effective_ranks[name] = effective_rank(problem.norm.covariance)
+            if moments is not None:
+                self._effective_ranks[name] = effective_rank(problem.norm)
             self._problems[name] = problem
         return self._problems[name]
 

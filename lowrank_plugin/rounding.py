@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_plugin.batches import Progress, no_progress, take_batches
-from lowrank_plugin.collection import Observed, collect
-from lowrank_plugin.fitting import shrinkage
-from lowrank_plugin.memory import collect_in_passes, divide
-from lowrank_plugin.moments import Moments, outer
+from lowrank_plugin.collection import Observed, collect, product_bytes
+from lowrank_plugin.memory import GIGABYTE, collect_in_passes, divide
+from lowrank_plugin.moments import outer
+from lowrank_plugin.norms import shrinkage
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import Layer, called_layers
+from lowrank_plugin.vectors import Inputs
 
 SAMPLES = 128
 """Samples that the layers' inputs are seen on."""
 
 _DAMPING = 0.01
 """Multiple of the mean eigenvalue added to second moments, as in [1]."""
+
+_COPIES = 5
+"""How many matrices as large as its second moments a layer is rounded with."""
 
 _BLOCK = 128
 """Columns between two products with all errors so far."""
@@ -107,8 +111,8 @@ def round_weights(
     A row of a weight for which rounding to the nearest would be better on the calibration data is rounded so.
 
     :param model: the network, with its quantizers in place.
-    :param grids: the grids by layer name. Layers that are not called, or whose inputs are not finite, are left as they
-        are.
+    :param grids: the grids by layer name. Layers that are not called, whose inputs are not finite, or that are too
+        wide for the second moments of their inputs to be held, are left as they are.
     :param batches: calibration data, as for :func:`lowrank_plugin.decompose`.
     :param samples: the most samples used.
     :param progress: shows a bar.
@@ -122,12 +126,13 @@ def round_weights(
 
     observed = collect_in_passes(look, divide(model, layers, taken, settings).groups)
     for name in progress(list(observed), description="Rounding weights", total=len(observed)):
-        if observed[name].patches.finite:
+        small = _COPIES * product_bytes(layers[name]) <= settings.memory_gb * GIGABYTE
+        if small and observed[name].patches.finite:
             _round(layers[name], model.get_submodule(name), grids[name], observed[name].inputs)
 
 
 @torch.no_grad()
-def _round(layer: Layer, module: Any, grid: Grid, inputs: Moments) -> None:
+def _round(layer: Layer, module: Any, grid: Grid, inputs: Inputs) -> None:
     kernel = layer.adapter.kernel(module)
     grid, rows = grid.grouped(len(kernel)), kernel.flatten(2).double()
     # a bias takes up what rounding changes in the mean
@@ -142,7 +147,7 @@ def _round(layer: Layer, module: Any, grid: Grid, inputs: Moments) -> None:
 
 def _damped(moment: Tensor, count: int) -> Tensor:
     """Shrunk as far as it is uncertain, and kept away from singular: [G, N, N]."""
-    share = shrinkage(moment, count)
+    share = shrinkage(moment, count, moment.shape[-1])
     size = moment.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
     added = (share + _DAMPING) * torch.where(size > 0, size, 1)
     return moment * (1 - share)[:, None, None] + torch.diag_embed(added[:, None].expand(moment.shape[:2]))

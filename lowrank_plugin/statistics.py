@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from lowrank_plugin import statistics_file
 from lowrank_plugin.batches import batch_size, enough
 from lowrank_plugin.collection import Observed
-from lowrank_plugin.errors import StatisticsError
+from lowrank_plugin.errors import StatisticsError, listed
 from lowrank_plugin.gradients import SAMPLES
 from lowrank_plugin.plugins import OWN_DISTRIBUTION
 from lowrank_plugin.settings import Settings
@@ -62,8 +62,8 @@ class Statistics:
         """
         if layers and not any(name in self.weights for name in layers):
             msg = (
-                f"The statistics are of another network: they know {_few(self.weights)}, but this one has "
-                f"{_few(layers)}. Collect statistics of this network."
+                f"The statistics are of another network: they know {listed(self.weights)}, but this one has "
+                f"{listed(layers)}. Collect statistics of this network."
             )
             raise StatisticsError(msg)
         for name, layer in layers.items():
@@ -87,10 +87,8 @@ class Statistics:
 
     def _with(self, other: Statistics) -> Statistics:
         if self.weights != other.weights:
-            different = sorted({*self.weights.items()} ^ {*other.weights.items()})
-            msg = (
-                f"Statistics of different networks cannot be merged: they differ in the layers {_few(dict(different))}."
-            )
+            different = listed(dict(sorted({*self.weights.items()} ^ {*other.weights.items()})))
+            msg = f"Statistics of different networks cannot be merged: they differ in the layers {different}."
             raise StatisticsError(msg)
         if twice := set(self.data) & set(other.data):
             msg = f"Both statistics are of the same data (SHA-256 {min(twice)[:12]}...), which would then count twice."
@@ -220,8 +218,3 @@ def _unfold(folded: Mapping[str, Any]) -> Any:
     if "list" in folded:
         return [_unfold(value) for value in folded["list"]]
     return torch.zeros(folded["shape"], dtype=getattr(torch, folded["dtype"]))
-
-
-def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
-    shown = [repr(name) for name in list(names)[:3]]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -19,6 +19,7 @@ from lowrank_plugin.collection import Observed
 from lowrank_plugin.errors import StatisticsError
 from lowrank_plugin.files import read_whole, write_whole
 from lowrank_plugin.moments import ChannelStatistics, Moments
+from lowrank_plugin.vectors import Inputs, Vectors
 
 if TYPE_CHECKING:
     from lowrank_plugin.statistics import Statistics
@@ -71,7 +72,9 @@ def read(path: Path) -> dict[str, Any]:
 def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> dict[str, Any]:
     patches = observed.patches
     entry: dict[str, Any] = {}
-    if patches.count:
+    if patches.count and isinstance(patches, Vectors):
+        entry, tensors[prefix + "vectors"] = {"count": patches.count}, patches.rows
+    elif patches.count:
         entry = {"count": patches.count}
         if isinstance(patches, Autocorrelation):
             entry = {"samples": patches.samples, "geometry": dataclasses.asdict(patches.geometry)}
@@ -85,7 +88,9 @@ def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> dict[s
 
 def _unpack(prefix: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Observed:
     sums: dict[str, Any] = {key: tensors.get(prefix + key) for key in ("shift", "sums", "products")}
-    patches: Moments | Autocorrelation = Moments(entry.get("count", 0), **sums)
+    patches: Inputs | Autocorrelation = Moments(entry.get("count", 0), **sums)
+    if (vectors := tensors.get(prefix + "vectors")) is not None:
+        patches = Vectors(vectors)
     if "geometry" in entry:
         stored = entry["geometry"]
         axes = tuple(Axis(**axis) for axis in stored["axes"])

@@ -18,10 +18,11 @@ from lowrank_hooks import Problem
 from lowrank_plugin import fitting
 from lowrank_plugin.batches import Progress, batch_size, no_progress
 from lowrank_plugin.gradients import SAMPLES, Watch, pull_back
-from lowrank_plugin.moments import Moments
+from lowrank_plugin.norms import as_measured
 from lowrank_plugin.solvers.common import is_finite, measured_error
 from lowrank_plugin.solvers.svd import Spectrum
 from lowrank_plugin.survey import Layer, layer_input
+from lowrank_plugin.vectors import Inputs
 
 TRIAL_ERRORS = (0.15, 0.3, 0.6)
 """Relative errors of the trials: mild, about what a layer gets when the cost of a network is halved, and harsh."""
@@ -52,7 +53,7 @@ def weight_at(weights: Weights, error: float) -> float:
     return float(values[place] * (error / errors[place]) ** slope)
 
 
-def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Moments | None) -> list[Trial]:
+def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Inputs | None) -> list[Trial]:
     """Chains with errors like those to come, from the decomposer that is quickest to solve.
 
     At the same relative error, chains of different decomposers cost a network about the same; chains of different
@@ -69,7 +70,7 @@ def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Moments 
     spectrum = Spectrum.of(problem)
     # the ranks that users want have no part in how much a layer matters
     points = [point for point in spectrum.points(1) if 0 < point.error < 1]
-    measured = fitting.as_measured(problem, moments)
+    measured = as_measured(problem, moments)
     energy = float(measured.energy)
     weight: Tensor = module.weight  # type: ignore[assignment]
     trials: dict[float, Trial] = {}

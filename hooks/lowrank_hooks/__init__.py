@@ -5,7 +5,7 @@
 
 from lowrank_hooks.factorization import Factorization, Stage, StageShape
 from lowrank_hooks.layers import LayerAdapter
-from lowrank_hooks.norm import Norm
+from lowrank_hooks.norm import Norm, SampledNorm
 from lowrank_hooks.problem import BatchDecomposer, Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
 from lowrank_hooks.records import (
     API_VERSION,
@@ -43,6 +43,7 @@ __all__ = [
     "Problem",
     "Rank",
     "RankPolicyRecord",
+    "SampledNorm",
     "Solution",
     "Stage",
     "StageShape",

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _BLOCK = 512
-"""Columns that a squared norm is computed for at a time."""
+"""Columns that a product with the covariance is computed for at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Norm:
             return "two-sided"
         return "frobenius" if self.covariance is None else "covariance"
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it is made of."""
+        return tuple(each for each in (self.covariance, self.gradient) if each is not None)
+
+    @property
+    def one_sided(self) -> Norm:
+        """The same norm without the gradient."""
+        return Norm(self.covariance)
+
     def apply(self, matrix: Tensor) -> Tensor:
         r"""Return :math:`\Gamma W \Sigma`, half the gradient of the squared norm.
 
@@ -77,3 +88,104 @@ class Norm:
                 image = self.gradient.to(matrix) @ image
             total = total + image.mul_(matrix[..., block]).sum(dim=(-2, -1))
         return total.clamp_min(0)
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        r"""Return :math:`W \Sigma W^\top`, the covariance of the outputs, symmetric but for rounding.
+
+        In float64: the error at a nearly full rank is a difference of its eigenvalues, of which the smallest are below
+        the float32 rounding of the largest. The covariance is converted a block at a time. The gradient has no part.
+
+        :param matrix: W, [G, T, S*K].
+        :return: float64 [G, T, T] on the device of ``matrix``.
+        """
+        product = _square(matrix)
+        wide = None if self.covariance is None else matrix.double()
+        for block in _blocks(matrix):
+            narrow = matrix[:, :, block].double()
+            seen = narrow if self.covariance is None or wide is None else wide @ self.covariance[:, :, block].double()
+            product.baddbmm_(seen, narrow.mT)
+        return product
+
+
+class SampledNorm(Norm):
+    r"""A norm whose covariance is that of few vectors, :math:`\Sigma = X^\top X + \rho I`: for very wide layers.
+
+    All that a :class:`Norm` can do is done with the vectors; ``covariance`` is put together at each access, which takes
+    the square of the layer's width. Linear layers come with this norm where their inputs are much wider than there are
+    of them.
+
+    >>> import torch
+    >>> norm = SampledNorm(torch.tensor([[[1.0, 0.0]]]), torch.tensor([0.5]))
+    >>> norm.covariance, norm.squared(torch.tensor([[[3.0, 4.0]]]))
+    (tensor([[[1.5000, 0.0000],
+             [0.0000, 0.5000]]]), tensor([21.5000]))
+
+    :param vectors: X, [G, N, S*K].
+    :param ridge: rho, not negative, [G].
+    :param gradient: symmetric positive semi-definite [G, T, T]; None stands for the identity.
+    """
+
+    vectors: Tensor
+    ridge: Tensor
+
+    def __init__(self, vectors: Tensor, ridge: Tensor, gradient: Tensor | None = None) -> None:
+        for name, value in (("vectors", vectors), ("ridge", ridge), ("gradient", gradient)):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"SampledNorm(vectors={self.vectors!r}, ridge={self.ridge!r}, gradient={self.gradient!r})"
+
+    @property
+    def covariance(self) -> Tensor:
+        """Put together anew, [G, S*K, S*K]."""
+        covariance = self.vectors.mT @ self.vectors
+        covariance.diagonal(dim1=-2, dim2=-1).add_(self.ridge[:, None])
+        return covariance
+
+    @property
+    def name(self) -> str:
+        """``"covariance"`` or ``"two-sided"``."""
+        return "covariance" if self.gradient is None else "two-sided"
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it is made of."""
+        return (self.vectors, self.ridge) if self.gradient is None else (self.vectors, self.ridge, self.gradient)
+
+    @property
+    def one_sided(self) -> Norm:
+        """The same norm without the gradient."""
+        return SampledNorm(self.vectors, self.ridge)
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """See :meth:`Norm.apply`."""
+        vectors = self.vectors.to(matrix)
+        image = (matrix @ vectors.mT) @ vectors + self.ridge.to(matrix)[:, None, None] * matrix
+        return image if self.gradient is None else self.gradient.to(matrix) @ image
+
+    def squared(self, matrix: Tensor) -> Tensor:
+        """See :meth:`Norm.squared`."""
+        outputs = Norm(gradient=self.gradient)
+        seen = outputs.squared(matrix @ self.vectors.to(matrix).mT)
+        return seen + self.ridge.to(matrix) * outputs.squared(matrix)
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        """See :meth:`Norm.gram`."""
+        plain = _square(matrix)
+        seen = plain.new_zeros(*matrix.shape[:2], self.vectors.shape[1])
+        for block in _blocks(matrix):
+            narrow = matrix[:, :, block].double()
+            plain.baddbmm_(narrow, narrow.mT)
+            seen.baddbmm_(narrow, self.vectors[:, :, block].double().mT)
+        return plain.mul_(self.ridge.double()[:, None, None]).baddbmm_(seen, seen.mT)
+
+
+def _square(matrix: Tensor) -> Tensor:
+    """Zeros for products of the rows of [G, T, N] with each other."""
+    return torch.zeros(*matrix.shape[:2], matrix.shape[1], dtype=torch.float64, device=matrix.device)
+
+
+def _blocks(matrix: Tensor) -> list[slice]:
+    columns = matrix.shape[-1]
+    step = max(1, min(_BLOCK, columns // 4))
+    return [slice(begin, begin + step) for begin in range(0, columns, step)]

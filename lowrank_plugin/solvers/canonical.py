@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, Norm, Problem, Stage
+from lowrank_hooks import Factorization, Problem, Stage
 from lowrank_plugin.solvers.linear_algebra import overwriting_eigh, relative_cutoff, solve_right, unit_scale
 
 
@@ -40,6 +40,7 @@ def canonical(problem: Problem) -> Canonical:
     decomposition. Finally the kernel is scaled to unit size by a power of two, so that squares of very small or very
     large entries neither vanish nor overflow in float32.
 
+    >>> from lowrank_hooks import Norm
     >>> problem = Problem(torch.ones(1, 5, 2, 1, 1), Norm(gradient=4 * torch.eye(5)[None]))
     >>> reduced = canonical(problem)
     >>> reduced.problem.kernel.shape, reduced.problem.norm.name
@@ -73,7 +74,7 @@ def canonical(problem: Problem) -> Canonical:
             rows = rows + (blind @ _best_last(problem, chain)).reshape_as(rows)
         return Factorization((*first, Stage(rows.reshape(*rows.shape[:2], *last.weight.shape[2:]))))
 
-    return Canonical(replace(problem, kernel=kernel, norm=Norm(problem.norm.covariance)), restore, float(scale))
+    return Canonical(replace(problem, kernel=kernel, norm=problem.norm.one_sided), restore, float(scale))
 
 
 def _roots(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -105,6 +106,6 @@ def _best_last(problem: Problem, chain: Factorization) -> Tensor:
     unit = torch.eye(columns, dtype=last.dtype, device=last.device).reshape(1, columns, inputs, *taps)
     probe = Stage(unit.expand(groups, *unit.shape[1:]).contiguous())
     design = Factorization((*chain.stages[:-1], probe)).to_kernel().flatten(2)
-    weighted = Norm(problem.norm.covariance).apply(design)
+    weighted = problem.norm.one_sided.apply(design)
     best = solve_right((problem.matrix @ weighted.mT).double(), (design @ weighted.mT).double())
     return best.to(last)

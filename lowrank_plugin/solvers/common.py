@@ -85,9 +85,9 @@ def is_finite(problem: Problem) -> bool:
     :param problem: the problem.
     :return: the answer.
     """
-    tensors = [problem.kernel, problem.norm.covariance, problem.norm.gradient]
+    tensors = (problem.kernel, *problem.norm.tensors)
     # min and max hand a NaN on
-    return all(bool(torch.isfinite(torch.stack(t.aminmax())).all()) for t in tensors if t is not None and t.numel())
+    return all(bool(torch.isfinite(torch.stack(t.aminmax())).all()) for t in tensors if t.numel())
 
 
 def each_finite(

@@ -28,7 +28,7 @@ from lowrank_plugin.solvers.common import (
 from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
 
 _BLOCK = 512
-"""Columns of the covariance that are converted to float64 at a time."""
+"""Columns of the covariance that :meth:`lowrank_hooks.Norm.gram` converts to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Svd:
         check_dtype(problem)
         if not is_finite(problem):
             return []
-        return Spectrum.of(problem).points(problem.rank_multiple)
+        reduced = canonical(problem).problem
+        # without the eigenvectors a quarter of the time, where there are thousands
+        return _points(torch.linalg.eigvalsh(reduced.norm.gram(reduced.matrix)), problem.rank_multiple)
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
@@ -135,11 +137,7 @@ class Spectrum:
 
         :param multiple: what they should be multiples of.
         """
-        tails = self.values.clamp_min(0).sum(dim=0).cumsum(0)
-        total = float(tails[-1]) or 1.0
-        full = len(tails)
-        errors = [(float(tails[full - r - 1]) / total) ** 0.5 if r < full else 0.0 for r in range(full + 1)]
-        return [Point((r,), errors[r]) for r in rank_grid(full, multiple)]
+        return _points(self.values, multiple)
 
     def chain(self, rank: int) -> tuple[Factorization, bool]:
         """The best chain of a rank for the problem as it was asked.
@@ -149,6 +147,15 @@ class Spectrum:
         """
         chain, deficient = _project(self.reduction.problem, self.values, self.vectors, rank)
         return balance(self.reduction.restore(chain)), deficient
+
+
+def _points(values: Tensor, multiple: int) -> list[Point]:
+    """The exact errors of ranks from ascending eigenvalues [G, T]."""
+    tails = values.clamp_min(0).sum(dim=0).cumsum(0)
+    total = float(tails[-1]) or 1.0
+    full = len(tails)
+    errors = [(float(tails[full - r - 1]) / total) ** 0.5 if r < full else 0.0 for r in range(full + 1)]
+    return [Point((r,), errors[r]) for r in rank_grid(full, multiple)]
 
 
 def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
@@ -162,7 +169,7 @@ def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
 
 
 def _eigen(problem: Problem) -> tuple[Tensor, Tensor]:
-    return overwriting_eigh(gram(problem.matrix, problem.norm.covariance))
+    return overwriting_eigh(problem.norm.gram(problem.matrix))
 
 
 def _project(problem: Problem, values: Tensor, vectors: Tensor, rank: int) -> tuple[Factorization, bool]:
@@ -170,31 +177,9 @@ def _project(problem: Problem, values: Tensor, vectors: Tensor, rank: int) -> tu
     # A covariance is itself rounded to the kernel's dtype, which shifts eigenvalues by eps; without one, singular
     # values are only limited by the rounding of the kernel, that is, eigenvalues by its square, and by this Gram's own.
     floor = values.shape[-1] * torch.finfo(values.dtype).eps
-    noise = 4 * eps if problem.norm.covariance is not None else max((values.shape[-1] * eps) ** 2, floor)
+    noise = 4 * eps if problem.norm.name != "frobenius" else max((values.shape[-1] * eps) ** 2, floor)
     deficient = bool((values[:, -rank] <= noise * values[:, -1]).any())
     left = vectors[:, :, -rank:].flip(2).to(problem.kernel)
     first = (left.mT @ problem.matrix).reshape(left.shape[0], rank, *problem.kernel.shape[2:])
     ones = (1,) * (problem.kernel.dim() - 3)
     return Factorization((Stage(first), Stage(left.reshape(*left.shape, *ones)))), deficient
-
-
-def gram(matrix: Tensor, covariance: Tensor | None) -> Tensor:
-    r"""Return :math:`W \Sigma W^\top`, symmetric but for rounding.
-
-    In float64: the error at a nearly full rank is a difference of its eigenvalues, of which the smallest are below
-    the float32 rounding of the largest. The covariance is converted a block at a time.
-
-    :param matrix: W, [G, T, N].
-    :param covariance: [G, N, N] or None for the identity.
-    :return: float64 [G, T, T] on the device of ``matrix``.
-    """
-    groups, outputs, columns = matrix.shape
-    product = torch.zeros(groups, outputs, outputs, dtype=torch.float64, device=matrix.device)
-    step = max(1, min(_BLOCK, columns // 4))
-    wide = None if covariance is None else matrix.double()
-    for begin in range(0, columns, step):
-        block = slice(begin, begin + step)
-        narrow = matrix[:, :, block].double()
-        seen = narrow if covariance is None or wide is None else wide @ covariance[:, :, block].double()
-        product.baddbmm_(seen, narrow.mT)
-    return product

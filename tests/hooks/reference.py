@@ -24,7 +24,7 @@ def reference() -> str:
     for name, hook in vars(specs).items():
         if name.startswith("lowrank_"):
             parts.append(f"### `{signature(hook)}`\n\n{summary(hook)}\n")
-    parts.append("## Types\n\nAll are frozen dataclasses, imported from `lowrank_hooks`.\n")
+    parts.append("## Types\n\nAll are frozen, imported from `lowrank_hooks`.\n")
     for kind in (getattr(lowrank_hooks, name) for name in sorted(lowrank_hooks.__all__)):
         if dataclasses.is_dataclass(kind):
             parts.append(f"### `{kind.__name__}`\n\n{summary(kind)}\n\n{fields(kind)}\n")
@@ -56,14 +56,15 @@ def escaped(text: str) -> str:
 
 
 def fields(kind: type) -> str:
-    """A row for each field, with its default."""
+    """A row for each field or argument, with its default."""
     told = dict(re.findall(r":param (\w+): (.*?)(?=\s*:param|\s*:return|\Z)", inspect.getdoc(kind), re.DOTALL))
     rows = ["| field | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(kind):
-        default = "" if field.default is dataclasses.MISSING else f"`{default_text(field.default)}`"
-        if field.default_factory is not dataclasses.MISSING:
-            default = f"`{field.default_factory()}`"
-        rows.append(f"| `{field.name}` | {default} | {escaped(' '.join(told[field.name].split()))} |")
+    factories = {field.name: field.default_factory for field in dataclasses.fields(kind)}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        default = "" if parameter.default is parameter.empty else f"`{default_text(parameter.default)}`"
+        if factories.get(name, dataclasses.MISSING) is not dataclasses.MISSING:
+            default = f"`{factories[name]()}`"
+        rows.append(f"| `{name}` | {default} | {escaped(' '.join(told[name].split()))} |")
     return "\n".join(rows)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from problems import CASES, Case, covariance, eckart_young, normal, power_law_kernel
 
-from lowrank_hooks import Norm, Problem, Status
+from lowrank_hooks import Norm, Problem, SampledNorm, Status
 from lowrank_plugin.solvers.svd import Svd
 
 
@@ -27,6 +27,19 @@ def test_linear_layers_become_the_plain_pair() -> None:
     problem = Problem(normal(1, 20, 30), Norm(covariance(1, 30)))
     chain = Svd().fit(problem, (7,)).value
     assert [stage.weight.shape for stage in chain.stages] == [(1, 7, 30), (1, 20, 7)]
+
+
+@pytest.mark.parametrize("outputs", [20, 150])
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_few_vectors_do_as_well_as_their_covariance(outputs: int, two_sided: bool) -> None:
+    kernel, vectors = normal(1, outputs, 120), normal(1, 10, 120, seed=1)
+    sampled = SampledNorm(vectors, torch.full((1,), 0.1).double(), covariance(1, outputs) if two_sided else None)
+    asked = Problem(kernel, sampled), Problem(kernel, Norm(sampled.covariance, sampled.gradient))
+    few, dense = (Svd().curve(problem) for problem in asked)
+    assert [point.error for point in few] == pytest.approx([point.error for point in dense], abs=1e-7)
+    few, dense = (Svd().fit(problem, (9,)) for problem in asked)
+    torch.testing.assert_close(few.value.to_kernel(), dense.value.to_kernel())
+    assert few.statistics["relative_error"] == pytest.approx(dense.statistics["relative_error"])
 
 
 def test_nearly_full_rank_error_is_accurate_in_float32() -> None:

@@ -128,8 +128,7 @@ def bits(chain: Factorization) -> list[bytes]:
 
 def tensors_of(problem: Problem) -> list[torch.Tensor]:
     """All tensors of a problem."""
-    both = (problem.kernel, problem.norm.covariance, problem.norm.gradient)
-    return [tensor for tensor in both if tensor is not None]
+    return [problem.kernel, *problem.norm.tensors]
 
 
 def cast(problem: Problem, **how: Any) -> Problem:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Norm, Problem
+from lowrank_hooks import Norm, Problem, SampledNorm
 
 KERNEL_SIZES: dict[int, tuple[int, ...]] = {0: (), 1: (3,), 2: (3, 3), 3: (2, 3, 2)}
 """The kernel used for each number of spatial axes."""
@@ -53,7 +53,7 @@ def make_problem(
     (torch.Size([2, 6, 5, 3]), 'two-sided')
 
     :param kernel_size: taps on each spatial axis; empty for a linear layer.
-    :param norm: one of ``NORMS``.
+    :param norm: one of ``NORMS``, or ``"sampled"``: a covariance that is given by fewer vectors than it is wide.
     :param groups: groups of the layer.
     :param out_channels: outputs of one group.
     :param in_channels: inputs of one group.
@@ -67,6 +67,9 @@ def make_problem(
         scale = 0.7 ** torch.arange(size, dtype=torch.float64)
         kernel = (kernel.movedim(axis, -1) @ (basis * scale) @ basis.mT).movedim(-1, axis)
     columns = kernel[0, 0].numel()
+    if norm == "sampled":
+        vectors = _vectors(groups, columns, columns // 2, generator)
+        return Problem(kernel, SampledNorm(vectors, vectors.new_full((groups,), 0.01)), seed=seed)
     covariance = gradient = None
     if norm != "frobenius":
         samples = max(columns // 2, 1) if norm == "singular" else 2 * columns
@@ -77,11 +80,16 @@ def make_problem(
 
 
 def _moment(groups: int, size: int, samples: int, generator: torch.Generator) -> Tensor:
-    """The second moment [G, size, size] of random vectors whose entries differ in size."""
-    vectors = torch.randn(groups, samples, size, generator=generator, dtype=torch.float64)
-    vectors = vectors * 0.8 ** torch.arange(size, dtype=torch.float64)
-    moment = vectors.mT @ vectors / samples
+    """The second moment [G, size, size] of random vectors."""
+    vectors = _vectors(groups, size, samples, generator)
+    moment = vectors.mT @ vectors
     return (moment + moment.mT) / 2
+
+
+def _vectors(groups: int, size: int, samples: int, generator: torch.Generator) -> Tensor:
+    """Random vectors [G, samples, size] whose entries differ in size, over the root of their number."""
+    vectors = torch.randn(groups, samples, size, generator=generator, dtype=torch.float64)
+    return vectors * 0.8 ** torch.arange(size, dtype=torch.float64) / samples**0.5
 
 
 def cases(spatial_axes: Iterable[int]) -> list[Case]:
@@ -100,6 +108,8 @@ def cases(spatial_axes: Iterable[int]) -> list[Case]:
         label = "linear" if count == 0 else f"conv{count}d"
         for norm in NORMS if count == main else NORMS[:2]:
             found.append(Case(f"{label}-{norm}", make_problem(KERNEL_SIZES[count], norm)))
+    if 0 in axes:
+        found.append(Case("linear-sampled", make_problem((), "sampled")))
     size = KERNEL_SIZES[main]
     found.append(Case("grouped", make_problem(size, "covariance", groups=2) if main else make_problem(size)))
     found.append(Case("pointwise-wide", make_problem((1,) * main, "covariance", out_channels=8, in_channels=3)))
