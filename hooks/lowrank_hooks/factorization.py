@@ -86,9 +86,11 @@ class Factorization:
     def to_kernel(self) -> Tensor:
         """Multiply the chain out.
 
-        :return: the dense kernel [G, T, S, *kernel], in the dtype and on the device of the stages.
+        :return: the dense kernel [G, T, S, *kernel], in the dtype and on the device of the stages; no view of them.
         """
-        return reduce(_append, self.stages[1:], _as_kernel(self.stages[0]))
+        first, *others = self.stages
+        kernel = first.weight if first.groups == 1 else _as_kernel(first)
+        return reduce(_append, others, kernel) if others else kernel.clone()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Factorization:
         """Return the chain with ``function`` applied to every weight (a cast, a move to a device).
@@ -99,6 +101,7 @@ class Factorization:
 
 
 def _as_kernel(stage: Stage) -> Tensor:
+    """The kernel of a stage with groups, zeros between them included."""
     identity = torch.eye(stage.shape.in_channels, dtype=stage.weight.dtype, device=stage.weight.device)
     identity = identity.reshape(1, *identity.shape, *(1 for _ in stage.shape.kernel_size))
     return _append(identity.expand(stage.weight.shape[0], *identity.shape[1:]), stage)

@@ -40,6 +40,15 @@ def test_composition_is_the_composition_of_convolutions(stages):
     assert sum(shape.parameters for shape in chain.shapes) == chain.parameters
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_single_stage_is_copied(groups):
+    stage = Stage(draw(2, 6, 3, 3), groups=groups)
+    kernel = Factorization((stage,)).to_kernel()
+    before = stage.weight.clone()
+    kernel.zero_()
+    assert torch.equal(stage.weight, before)
+
+
 def test_groups_of_a_layer_are_independent():
     first, second = draw(2, 4, 3, 1, 1), draw(2, 5, 4, 3, 3)
     both = Factorization((Stage(first), Stage(second))).to_kernel()
