@@ -20,6 +20,7 @@ from lowrank_plugin.plugins import OWN_DISTRIBUTION, manager
 from lowrank_plugin.propose import DENSE
 from lowrank_plugin.replacement import make_chain, replace
 from lowrank_plugin.reporting import RECORD, report
+from lowrank_plugin.subclasses import known_base
 from lowrank_plugin.validation import suggestion, validate
 
 _LAYER = {"type": "object", "required": ["decomposer", "kind", "stages", "bias", "parameters"]}
@@ -110,7 +111,7 @@ def _check_plugins(name: str, entry: Mapping[str, Any]) -> None:
 
 def _empty_chain(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     record = manager().find("layer adapter", entry["kind"])
-    if type(layer) is not record.module_type:
+    if known_base(layer, {record.module_type}) is None:
         msg = f"The state compresses the {entry['kind']} {name!r}, but in this model it is a {type(layer).__name__}."
         raise PlanError(msg)
     kernel = record.adapter.kernel(layer)

@@ -20,6 +20,7 @@ from lowrank_plugin.batches import batch_size, call, evaluating
 from lowrank_plugin.plugins import Registered, manager
 from lowrank_plugin.scopes import check_scopes, matches
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.subclasses import known_base, own_attributes
 
 LAYER_ATTRIBUTES = frozenset(
     {"weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"}
@@ -100,7 +101,7 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping
     for key in ("target_scopes", "ignored_scopes", "ranks"):
         check_scopes(getattr(settings, key) or (), candidates, key)
     sharing = _shared_weights(candidates)
-    known = {name: module for name, module in candidates.items() if type(module) in by_type}
+    known = _known(candidates, by_type)
     calls, readers, macs = _example_run(model, example, known)
     layers, refusals = {}, {}
     for name in sorted(candidates, key=lambda name: list(calls).index(name) if name in calls else len(calls)):
@@ -127,13 +128,19 @@ def called_layers(model: nn.Module, example: Any, modules: Mapping[str, nn.Modul
     :raises CalibrationError: where the model cannot take the example.
     """
     by_type = _by_type(manager().registered("layer adapter"))
-    known = {name: module for name, module in modules.items() if type(module) in by_type}
+    known = _known(modules, by_type)
     calls, _, _ = _example_run(model, example, known)
-    return {name: _layer(name, known[name], by_type, each) for name, each in calls.items()}
+    return {name: _layer(name, modules[name], by_type, each) for name, each in calls.items()}
 
 
 def _by_type(adapters: Mapping[str, Registered]) -> dict[type, tuple[str, LayerAdapter]]:
     return {entry.record.module_type: (name, entry.record.adapter) for name, entry in adapters.items()}
+
+
+def _known(modules: Mapping[str, nn.Module], by_type: Mapping[type, Any]) -> dict[str, tuple[nn.Module, type]]:
+    """Those that have an adapter, each with the class it was made for."""
+    bases = {name: known_base(module, by_type) for name, module in modules.items()}
+    return {name: (modules[name], base) for name, base in bases.items() if base is not None}
 
 
 def _layer(
@@ -142,7 +149,7 @@ def _layer(
     by_type: Mapping[type, tuple[str, LayerAdapter]],
     calls: Sequence[tuple[torch.Size, torch.Size]],
 ) -> Layer:
-    kind, adapter = by_type[type(module)]
+    kind, adapter = by_type[known_base(module, by_type)]  # type: ignore[index]
     groups, out, inputs, *kernel = adapter.kernel(module).shape
     return Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls))
 
@@ -165,14 +172,8 @@ def _refusal(
         return "in the ignored scopes"
     if parametrize.is_parametrized(module):
         return "its weight is parametrised; remove the parametrisations first"
-    if type(module) not in by_type:
-        kind = type(module).__name__
-        base = next((known.__name__ for known in by_type if isinstance(module, known)), None)
-        return (
-            f"{kind} is a subclass of {base} that may compute something else"
-            if base
-            else f"no layer adapter for {kind}"
-        )
+    if (base := known_base(module, by_type)) is None:
+        return _unknown(module, by_type)
     weight = module._parameters["weight"]
     if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter) or weight.is_meta:
         return "its weight is not initialised"
@@ -180,7 +181,15 @@ def _refusal(
         return f"its weight is not a dense floating-point tensor ({weight.dtype}, {weight.layout})"
     if not bool(torch.isfinite(weight).all()):
         return "its weight contains NaN or infinity"
-    return by_type[type(module)][1].refusal(module)
+    return by_type[base][1].refusal(module)
+
+
+def _unknown(module: nn.Module, by_type: Mapping[type, Any]) -> str:
+    kind = type(module).__name__
+    if type(module) in by_type:
+        return "its forward was replaced by another function"
+    base = next((known.__name__ for known in by_type if isinstance(module, known)), None)
+    return f"{kind} is a subclass of {base} that may compute something else" if base else f"no layer adapter for {kind}"
 
 
 def _shared_weights(candidates: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -202,7 +211,7 @@ def _shared_weights(candidates: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _example_run(
-    model: nn.Module, example: Any, candidates: Mapping[str, nn.Module]
+    model: nn.Module, example: Any, candidates: Mapping[str, tuple[nn.Module, type]]
 ) -> tuple[dict[str, list[tuple[torch.Size, torch.Size]]], dict[str, str], float]:
     """Shapes at every call of each candidate, the attributes read from outside, and the MACs of the whole run."""
     calls: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
@@ -215,7 +224,7 @@ def _example_run(
 
         return hook
 
-    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in candidates.items()]
+    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, (module, _) in candidates.items()]
     counter = FlopCounterMode(display=False)
     try:
         with evaluating(model), _watching(candidates) as readers, counter:
@@ -232,22 +241,26 @@ def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _watching(candidates: Mapping[str, nn.Module]) -> Iterator[dict[str, str]]:
+def _watching(candidates: Mapping[str, tuple[nn.Module, type]]) -> Iterator[dict[str, str]]:
     """Collect which layers have an attribute read while none of their own methods is running.
 
     A read is seen by giving each module, for the length of the run, a subclass of its class: attribute reads by other
     code pass through no hook.
     """
     readers: dict[str, str] = {}
-    names = {id(module): name for name, module in candidates.items()}
+    wanted = {
+        id(module): (name, LAYER_ATTRIBUTES | own_attributes(module, base))
+        for name, (module, base) in candidates.items()
+    }
     running: list[int] = []
-    original = {id(module): (module, type(module)) for module in candidates.values()}
+    original = {id(module): (module, type(module)) for module, _ in candidates.values()}
 
     def watched(kind: type) -> type:
         class Watched(kind):
             def __getattribute__(self, attribute: str) -> Any:
-                if attribute in LAYER_ATTRIBUTES and id(self) not in running:
-                    readers.setdefault(names[id(self)], attribute)
+                name, attributes = wanted[id(self)]
+                if attribute in attributes and id(self) not in running:
+                    readers.setdefault(name, attribute)
                 return super().__getattribute__(attribute)
 
             def __call__(self, *args: Any, **kwargs: Any) -> Any:

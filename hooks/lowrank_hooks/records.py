@@ -50,7 +50,8 @@ class LayerAdapterRecord:
     """A module type that can be factorised.
 
     :param name: shown in listings and stored in saved states.
-    :param module_type: matched exactly, so that subclasses with a forward of their own are left alone.
+    :param module_type: subclasses are taken too where they change nothing but how they are constructed; those with a
+        forward of their own are left alone.
     :param adapter: the implementation.
     :param summary: one line for listings.
     :param api_version: the contract it was written for.

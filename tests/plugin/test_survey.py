@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lowrank_plugin.errors import ConfigurationError
+import lowrank_plugin
+from lowrank_plugin.errors import ConfigurationError, PlanError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.survey import survey
@@ -21,8 +22,65 @@ def look(model: nn.Module, example, **section):
     return survey(model, example, settings, manager().registered("layer adapter"))
 
 
-class Subclass(nn.Conv2d):
-    """A convolution that may compute something else."""
+class Square(nn.Conv2d):
+    """A convolution that is constructed in another way, and tells more of itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, bias=False)
+        self.note = "square"
+
+    @staticmethod
+    def pace() -> int:
+        return 1
+
+    def extra_repr(self) -> str:
+        return f"{self.note} {super().extra_repr()}"
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Padded(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(nn.functional.pad(x, (1, 1, 1, 1)), weight, bias)
+
+
+class Adds:
+    def __call__(self, x):
+        return super().__call__(x) + 1
+
+
+class Mixed(Adds, nn.Conv2d):
+    pass
+
+
+class Adapted(nn.Conv2d):
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class Property(nn.Conv2d):
+    @property
+    def padding_mode(self) -> str:
+        return "zeros"
+
+    @padding_mode.setter
+    def padding_mode(self, value: str) -> None:
+        pass
+
+
+class Asks(nn.Module):
+    """Reads what only a subclass has."""
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self.conv, self.attribute = Square(4), attribute
+
+    def forward(self, x):
+        return self.conv(x) if getattr(self.conv, self.attribute) else x
 
 
 class ReadsWeight(nn.Module):
@@ -46,14 +104,51 @@ class Nested(nn.Module):
 
 def test_reasons():
     model = nn.Sequential(
-        nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8), Subclass(8, 8, 1), nn.ConvTranspose2d(8, 8, 2)
+        nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8), Doubled(8, 8, 1), nn.ConvTranspose2d(8, 8, 2)
     )
     found = look(model, torch.zeros(1, 8, 9, 9), ignored_scopes=["0"])
     assert found.layers == {}
     assert found.refusals["0"] == "in the ignored scopes"
     assert found.refusals["1"].startswith("depthwise")
-    assert found.refusals["2"] == "Subclass is a subclass of Conv2d that may compute something else"
+    assert found.refusals["2"] == "Doubled is a subclass of Conv2d that may compute something else"
     assert found.refusals["3"] == "no layer adapter for ConvTranspose2d"
+
+
+@pytest.mark.parametrize("kind", [Doubled, Padded, Mixed, Adapted, Property])
+def test_subclasses_that_may_compute_something_else(kind):
+    found = look(nn.Sequential(kind(8, 8, 1)), torch.zeros(1, 8, 9, 9))
+    assert found.refusals["0"] == f"{kind.__name__} is a subclass of Conv2d that may compute something else"
+
+
+def test_subclasses_that_compute_the_same():
+    torch.manual_seed(0)
+    model, images = nn.Sequential(Square(8), nn.ReLU(), Square(8)), torch.randn(16, 8, 6, 6)
+    small = lowrank_plugin.decompose(model, [images], ranks={"0": [6, 6], "2": 6}, decomposers=["tucker2", "svd"])
+    assert [type(layer) for layer in small[0]] == [nn.Conv2d] * 3
+    assert small[0](images).shape == model[0](images).shape
+    state = lowrank_plugin.get_state(small)
+    again = lowrank_plugin.restore(nn.Sequential(Square(8), nn.ReLU(), Square(8)), state)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again(images), small(images))
+    with pytest.raises(PlanError, match="is a Doubled"):
+        lowrank_plugin.restore(nn.Sequential(Doubled(8, 8, 3), nn.ReLU(), Square(8)), state)
+
+
+@pytest.mark.parametrize("attribute", ["note", "pace"])
+def test_what_only_a_subclass_has_may_be_needed(attribute):
+    found = look(Asks(attribute), torch.zeros(1, 4, 5, 5))
+    assert found.refusals["conv"].startswith(f"its attribute {attribute!r} is read outside of its own forward")
+    # every module has this one, a chain too
+    assert list(look(Asks("named_modules"), torch.zeros(1, 4, 5, 5)).layers) == ["conv"]
+
+
+def test_a_forward_that_was_replaced():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    original = model[0].forward
+    model[0].forward = lambda x: original(x) + 1
+    found = look(model, torch.zeros(1, 8, 9, 9))
+    assert found.refusals == {"0": "its forward was replaced by another function"}
+    assert list(found.layers) == ["1"]
 
 
 def test_weights_that_others_read():
