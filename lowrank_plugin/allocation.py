@@ -33,6 +33,7 @@ class Candidates:
     :param policy: shares a budget among the other layers.
     :param whole: what the whole model costs, in the unit of the proposals.
     :param insights: what the policy found out about each layer, where it looks at them.
+    :param remark: what else to say where a budget cannot be met.
     """
 
     proposals: Mapping[str, Sequence[Proposal]]
@@ -41,6 +42,7 @@ class Candidates:
     policy: RankPolicyRecord
     whole: float
     insights: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
 
     @property
     def least(self) -> float:
@@ -66,8 +68,8 @@ class Candidates:
         try:
             indices = self.policy.allocate(self._options(), self._rest(share))
         except ValueError as error:
-            msg = f"A budget of {share:g} cannot be met; the least here is {self.least:.3f}. {error}"
-            raise BudgetError(msg) from error
+            msg = f"A budget of {share:g} cannot be met; the least here is {self.least:.3f}. {error} {self.remark}"
+            raise BudgetError(msg.rstrip()) from error
         wrong = [name for name, of_layer in free.items() if indices.get(name) not in range(len(of_layer))]
         if wrong:
             msg = (

@@ -77,7 +77,20 @@ class Flow(Observing):
         policy: RankPolicyRecord = manager().find("rank policy", self.settings.policy)
         seen = [name for name in proposals if self.settings.budget and name not in hand]
         insights = {name: policy.inspect(self._problem(name)) for name in seen} if policy.inspect else {}
-        return Candidates(proposals, hand, weights, policy, self._whole(unit.name, proposals), insights)
+        whole = self._whole(unit.name, proposals)
+        return Candidates(proposals, hand, weights, policy, whole, insights, self._left_alone())
+
+    def _left_alone(self) -> str:
+        """Why the largest of the layers that are not compressed is not, for those whose budget cannot be met."""
+
+        def size(name: str) -> int:
+            numbers = self.model.get_submodule(name).parameters()
+            return sum(each.numel() for each in numbers if not nn.parameter.is_lazy(each))
+
+        if not self.survey.refusals:
+            return ""
+        largest = max(self.survey.refusals, key=size)
+        return f"The largest layer left alone is {largest!r}: {self.survey.refusals[largest]}."
 
     def _chosen(self, candidates: Candidates) -> Chosen:
         _, share = unit_of(self.settings)

@@ -26,6 +26,12 @@ BAD = [
     pytest.param({**HALF, "norm": "L2"}, ConfigurationError, "'L2'.*covariance", id="norm"),
     pytest.param({**HALF, "stability": {"slack": -1}}, ConfigurationError, "stability", id="slack"),
     pytest.param({"budget": {"macs": 0.01}}, BudgetError, "cannot be met; the least here is", id="budget too small"),
+    pytest.param(
+        {"budget": {"macs": 0.1}, "ignored_scopes": ["3", "0"]},
+        BudgetError,
+        "The largest layer left alone is '3.conv2': in the ignored scopes",
+        id="most is ignored",
+    ),
     pytest.param({"ranks": {"2": [1, 2, 3, 4]}}, ConfigurationError, "No decomposer takes rank", id="rank length"),
     pytest.param({**HALF, "device": "cuda:99"}, ConfigurationError, "device 'cuda:99' cannot be used", id="device"),
     pytest.param({**HALF, "device": "gpu"}, ConfigurationError, "device 'gpu' cannot be used", id="device name"),
