@@ -36,7 +36,7 @@ ENOUGH = 512
 class Observed:
     """What was seen of one layer.
 
-    :param patches: sums over its input patches; nothing was added to them where they were not wanted.
+    :param patches: sums over its input patches, or these themselves; nothing was added where they were not wanted.
     :param outputs: statistics of its output channels, a value for each call.
     :param places: the number of the batch that each call belongs to; empty where that is no longer known.
     """
