@@ -90,8 +90,7 @@ class Vectors:
     @property
     def root(self) -> Tensor:
         """X with the centred covariance ``X.mT @ X``: [G, N, D], float64."""
-        rows = self.rows.double()
-        return rows.sub_(rows.mean(dim=0)).div_(math.sqrt(self.count)).movedim(1, 0)
+        return (self.rows.double() - self.mean).div_(math.sqrt(self.count)).movedim(1, 0)
 
     @property
     def covariance(self) -> Tensor:

@@ -69,6 +69,15 @@ def test_a_copy_is_kept():
     assert torch.equal(kept.mean, before)
 
 
+def test_float64_vectors_stay_what_they_are():
+    vectors = drawn(5).double()
+    kept, before = Vectors(vectors), vectors.clone()
+    first, second = kept.covariance, kept.covariance
+    assert torch.equal(vectors, before)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first[0], torch.cov(before[:, 0].T, correction=0))
+
+
 def test_none_yet():
     assert (Vectors().count, Vectors().finite) == (0, False)
     with pytest.raises(CalibrationError, match="No vectors have been added yet"):
