@@ -126,7 +126,7 @@ class _Tap:
         geometry = correlated(layer, module, samples, positions) if patches else None
         if geometry is not None:
             self.observed.patches, self.wanted = Autocorrelation(geometry), math.inf
-        elif patches and Vectors.suit(layer, samples, positions):
+        elif patches and Vectors.expected(layer, samples, positions) is not None:
             self.observed.patches = Vectors()
         self.generator = torch.Generator()
         self.place, self.share = 0, 0.0

@@ -56,8 +56,7 @@ def need(layer: Layer, module: nn.Module, samples: int, largest: int, positions:
         maps = max(maps, ENOUGH * layer.shape.groups * layer.shape.in_channels)
         return Need(geometry.bytes, 4 * (4 * maps + layer.shape.groups * layer.shape.in_channels**2))
     outputs = largest * math.prod(after[1:]) // (layer.shape.groups * layer.shape.out_channels)
-    if Vectors.suit(layer, samples, positions):
-        count = math.ceil(min(positions * width, samples * outputs / largest))
+    if (count := Vectors.expected(layer, samples, positions)) is not None:
         waiting = min(count, ENOUGH + outputs)
         # both are there twice for a moment, in parts and put together
         return Need(8 * count * layer.shape.groups * width, 4 * maps + 8 * waiting * layer.shape.groups * width)

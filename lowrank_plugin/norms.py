@@ -84,7 +84,7 @@ def shrinkage(covariance: Tensor, count: int, width: int) -> Tensor:
     :param width: D.
     :return: [G], from 0 to 1.
     """
-    trace, squares = _traces(Norm(covariance))
+    trace, squares = _traces(covariance)
     numerator = (1 - 2 / width) * squares + trace**2
     denominator = (count + 1 - 2 / width) * (squares - trace**2 / width)
     return torch.where(denominator > 0, numerator / denominator, torch.ones_like(trace)).clamp(0, 1)
@@ -100,15 +100,15 @@ def effective_rank(norm: Norm) -> float:
 
     :param norm: with a covariance; several groups are averaged, those that do not vary count as 0.
     """
-    traces, squares = _traces(norm)
+    if isinstance(norm, SampledNorm):
+        traces, squares = _traces(norm.vectors @ norm.vectors.mT)
+        added = norm.ridge * norm.vectors.shape[-1]
+        traces, squares = traces + added, squares + norm.ridge * (2 * traces + added)
+    else:
+        traces, squares = _traces(norm.covariance)  # type: ignore[arg-type]
     return float(torch.where(squares > 0, traces.square() / squares, torch.zeros_like(squares)).mean())
 
 
-def _traces(norm: Norm) -> tuple[Tensor, Tensor]:
-    """Of the covariance and of its square, [G]."""
-    if isinstance(norm, SampledNorm):
-        traces, squares = _traces(Norm(norm.vectors @ norm.vectors.mT))
-        added = norm.ridge * norm.vectors.shape[-1]
-        return traces + added, squares + norm.ridge * (2 * traces + added)
-    covariance: Tensor = norm.covariance  # type: ignore[assignment]
+def _traces(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of [G, D, D] and of its square, [G]."""
     return covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1), covariance.square().sum(dim=(-2, -1))

@@ -106,7 +106,8 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping
     layers, refusals = {}, {}
     for name in sorted(candidates, key=lambda name: list(calls).index(name) if name in calls else len(calls)):
         module = candidates[name]
-        reason = _refusal(name, module, by_type, settings) or sharing.get(name)
+        _, base = known.get(name, (module, None))
+        reason = _refusal(name, module, base, by_type, settings) or sharing.get(name)
         if reason is None and name in readers:
             reason = f"its attribute {readers[name]!r} is read outside of its own forward, which a chain does not have"
         if reason is None and name not in calls:
@@ -114,7 +115,7 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping
         if reason is not None:
             refusals[name] = reason
             continue
-        layers[name] = _layer(name, module, by_type, calls[name])
+        layers[name] = _layer(name, *known[name], by_type, calls[name])
     samples = batch_size(example)
     return Survey(layers, refusals, macs / samples, sum(p.numel() for p in model.parameters()), samples)
 
@@ -130,7 +131,7 @@ def called_layers(model: nn.Module, example: Any, modules: Mapping[str, nn.Modul
     by_type = _by_type(manager().registered("layer adapter"))
     known = _known(modules, by_type)
     calls, _, _ = _example_run(model, example, known)
-    return {name: _layer(name, modules[name], by_type, each) for name, each in calls.items()}
+    return {name: _layer(name, *known[name], by_type, each) for name, each in calls.items()}
 
 
 def _by_type(adapters: Mapping[str, Registered]) -> dict[type, tuple[str, LayerAdapter]]:
@@ -146,10 +147,11 @@ def _known(modules: Mapping[str, nn.Module], by_type: Mapping[type, Any]) -> dic
 def _layer(
     name: str,
     module: nn.Module,
+    base: type,
     by_type: Mapping[type, tuple[str, LayerAdapter]],
     calls: Sequence[tuple[torch.Size, torch.Size]],
 ) -> Layer:
-    kind, adapter = by_type[known_base(module, by_type)]  # type: ignore[index]
+    kind, adapter = by_type[base]
     groups, out, inputs, *kernel = adapter.kernel(module).shape
     return Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls))
 
@@ -164,7 +166,11 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 def _refusal(
-    name: str, module: nn.Module, by_type: Mapping[type, tuple[str, LayerAdapter]], settings: Settings
+    name: str,
+    module: nn.Module,
+    base: type | None,
+    by_type: Mapping[type, tuple[str, LayerAdapter]],
+    settings: Settings,
 ) -> str | None:
     if settings.target_scopes is not None and not any(matches(name, scope) for scope in settings.target_scopes):
         return "not in the target scopes"
@@ -172,7 +178,7 @@ def _refusal(
         return "in the ignored scopes"
     if parametrize.is_parametrized(module):
         return "its weight is parametrised; remove the parametrisations first"
-    if (base := known_base(module, by_type)) is None:
+    if base is None:
         return _unknown(module, by_type)
     weight = module._parameters["weight"]
     if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter) or weight.is_meta:

@@ -33,8 +33,8 @@ class Vectors:
         self._parts = [] if rows is None else [rows]
 
     @classmethod
-    def suit(cls, layer: Layer, samples: int, positions: float) -> bool:
-        """Whether there will be so few vectors that keeping them is best. Only for layers without taps.
+    def expected(cls, layer: Layer, samples: int, positions: float) -> int | None:
+        """How many vectors there will be, where keeping so few is best; None for others, and for layers with taps.
 
         :param layer: the layer.
         :param samples: how many samples there will be in all.
@@ -42,9 +42,10 @@ class Vectors:
         """
         shape = layer.shape
         if shape.kernel_size:
-            return False
+            return None
         rows = sum(math.prod(after[1:]) // (shape.groups * shape.out_channels) for _, after in layer.calls)
-        return cls.few(math.ceil(min(positions * shape.in_channels, samples * rows)), shape.in_channels)
+        count = math.ceil(min(positions * shape.in_channels, samples * rows))
+        return count if cls.few(count, shape.in_channels) else None
 
     @staticmethod
     def few(count: int, width: int) -> bool:

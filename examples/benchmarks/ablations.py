@@ -15,15 +15,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accuracy import Task, load_task
-from common.table import show_cells
 from kernels import DATA
 from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from common.table import show_cells
 
 import lowrank_plugin
 from lowrank_plugin.batches import no_progress

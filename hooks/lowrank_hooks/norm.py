@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BLOCK = 512
+BLOCK = 512
 """Columns that a product with the covariance is computed for at a time."""
 
 
@@ -45,7 +45,7 @@ class Norm:
         """The name users type: ``"frobenius"``, ``"covariance"`` or ``"two-sided"``."""
         if self.gradient is not None:
             return "two-sided"
-        return "frobenius" if self.covariance is None else "covariance"
+        return "covariance" if self.tensors else "frobenius"
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -80,8 +80,8 @@ class Norm:
             return (image * matrix).sum(dim=(-2, -1)).clamp_min(0)
         # Every pair of columns counts twice, so half of the symmetric covariance is enough.
         covariance, total = self.covariance.to(matrix), matrix.new_zeros(matrix.shape[:-2])
-        for begin in range(0, matrix.shape[-1], _BLOCK):
-            block = slice(begin, begin + _BLOCK)
+        for begin in range(0, matrix.shape[-1], BLOCK):
+            block = slice(begin, begin + BLOCK)
             image = matrix[..., block] @ covariance[:, block, block]
             image.add_(matrix[..., :begin] @ covariance[:, :begin, block], alpha=2)
             if self.gradient is not None:
@@ -143,11 +143,6 @@ class SampledNorm(Norm):
         return covariance
 
     @property
-    def name(self) -> str:
-        """``"covariance"`` or ``"two-sided"``."""
-        return "covariance" if self.gradient is None else "two-sided"
-
-    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it is made of."""
         return (self.vectors, self.ridge) if self.gradient is None else (self.vectors, self.ridge, self.gradient)
@@ -161,7 +156,7 @@ class SampledNorm(Norm):
         """See :meth:`Norm.apply`."""
         vectors = self.vectors.to(matrix)
         image = (matrix @ vectors.mT) @ vectors + self.ridge.to(matrix)[:, None, None] * matrix
-        return image if self.gradient is None else self.gradient.to(matrix) @ image
+        return Norm(gradient=self.gradient).apply(image)
 
     def squared(self, matrix: Tensor) -> Tensor:
         """See :meth:`Norm.squared`."""
@@ -187,5 +182,5 @@ def _square(matrix: Tensor) -> Tensor:
 
 def _blocks(matrix: Tensor) -> list[slice]:
     columns = matrix.shape[-1]
-    step = max(1, min(_BLOCK, columns // 4))
+    step = max(1, min(BLOCK, columns // 4))
     return [slice(begin, begin + step) for begin in range(0, columns, step)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from lowrank_hooks.norm import BLOCK
 from lowrank_plugin.solvers.balance import balance
 from lowrank_plugin.solvers.canonical import Canonical, canonical
 from lowrank_plugin.solvers.common import (
@@ -26,9 +27,6 @@ from lowrank_plugin.solvers.common import (
     record,
 )
 from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
-
-_BLOCK = 512
-"""Columns of the covariance that :meth:`lowrank_hooks.Norm.gram` converts to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Svd:
         """
         columns = shape.in_channels * shape.taps
         outputs = min(shape.out_channels, columns)
-        block = max(1, min(_BLOCK, columns // 4))
+        block = max(1, min(BLOCK, columns // 4))
         gram_bytes = 4096 + 8 * outputs**2 + 8 * block * outputs
         if norm in ("covariance", "two-sided"):
             gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
