@@ -3,8 +3,8 @@
 
 """The contract between lowrank-plugin and those who extend it: hooks, and the types that cross them."""
 
+from lowrank_hooks.adapter import LayerAdapter
 from lowrank_hooks.factorization import Factorization, Stage, StageShape
-from lowrank_hooks.layers import LayerAdapter
 from lowrank_hooks.norm import Norm, SampledNorm
 from lowrank_hooks.problem import BatchDecomposer, Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
 from lowrank_hooks.records import (

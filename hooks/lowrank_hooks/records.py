@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from lowrank_hooks.adapter import LayerAdapter
 from lowrank_hooks.factorization import StageShape
-from lowrank_hooks.layers import LayerAdapter
 from lowrank_hooks.problem import Decomposer, Problem
 
 API_VERSION = 1

@@ -16,10 +16,10 @@ They need pytest; nothing else imports this package.
 import pytest
 
 # before the import of the checks, so that their plain asserts explain themselves outside of a test module too
-pytest.register_assert_rewrite(*(f"lowrank_hooks.testing.{name}" for name in ("adapters", "base", "conformance")))
+pytest.register_assert_rewrite(*(f"lowrank_hooks.testing.{name}" for name in ("adapters", "base", "decomposers")))
 
 from lowrank_hooks.testing.adapters import LayerAdapterConformance  # noqa: E402
-from lowrank_hooks.testing.conformance import DecomposerConformance  # noqa: E402
+from lowrank_hooks.testing.decomposers import DecomposerConformance  # noqa: E402
 from lowrank_hooks.testing.problems import Case, cases, make_problem  # noqa: E402
 
 __all__ = ["Case", "DecomposerConformance", "LayerAdapterConformance", "cases", "make_problem"]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The checks. None of them looks at a clock."""
+"""The checks of decomposers. None of them looks at a clock."""
 
 from __future__ import annotations
 
