@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lowrank_nncf
 from lowrank_nncf import CompressionStage
-from lowrank_nncf.nncf3.wrapping import hooks
+from lowrank_nncf.nncf3.model.wrapping import hooks
 
 LOWRANK = {"algorithm": "lowrank", "ranks": {"conv": 16}, "decomposers": ["svd"]}
 QUANTIZATION = {"algorithm": "quantization"}

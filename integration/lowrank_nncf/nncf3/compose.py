@@ -15,14 +15,14 @@ from torch import nn
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, ModelError, StateError
-from lowrank_nncf.nncf3 import scopes
 from lowrank_nncf.nncf3.algorithms import algorithms
+from lowrank_nncf.nncf3.algorithms.order import check_order
 from lowrank_nncf.nncf3.controller import CompressionController
-from lowrank_nncf.nncf3.inputs import example_input
-from lowrank_nncf.nncf3.order import check_order
+from lowrank_nncf.nncf3.model import scopes
+from lowrank_nncf.nncf3.model.inputs import example_input
+from lowrank_nncf.nncf3.model.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_nncf.nncf3.schema import validated
 from lowrank_nncf.nncf3.state import APPLIED, Applied, applied_to, load_from_state
-from lowrank_nncf.nncf3.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_plugin.accuracy import ValidationFunction
 from lowrank_plugin.reporting import RECORD
 

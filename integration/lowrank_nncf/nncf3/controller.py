@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
-from lowrank_nncf.nncf3.inputs import example_of
-from lowrank_nncf.nncf3.pruners import pruner_of
+from lowrank_nncf.nncf3.algorithms.pruners import pruner_of
+from lowrank_nncf.nncf3.model.inputs import example_of
+from lowrank_nncf.nncf3.model.wrapping import bake_pruning, hooks
 from lowrank_nncf.nncf3.state import applied_to, get_state
 from lowrank_nncf.nncf3.statistics import Statistics
 from lowrank_nncf.nncf3.training import CompressionLoss, CompressionScheduler, CompressionStage
-from lowrank_nncf.nncf3.wrapping import bake_pruning, hooks
 
 
 class CompressionController:

@@ -19,7 +19,7 @@ from torch import nn
 import lowrank_plugin
 from lowrank_nncf.errors import ModelError, StateError, as_nncf_errors
 from lowrank_nncf.nncf3.algorithms import ALGORITHMS, algorithms
-from lowrank_nncf.nncf3.wrapping import check_free_of_hooks, hooks
+from lowrank_nncf.nncf3.model.wrapping import check_free_of_hooks, hooks
 from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import OWN_DISTRIBUTION, manager
 from lowrank_plugin.reporting import RECORD

@@ -14,7 +14,7 @@ from nncf.torch.function_hook import is_wrapped
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
-from lowrank_nncf.nncf3.wrapping import hooks
+from lowrank_nncf.nncf3.model.wrapping import hooks
 from lowrank_plugin.reporting import RECORD, Report, report
 
 Record = TypeVar("Record", "PruningStatistics", "QuantizationStatistics")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_nncf.nncf3.pruners import Pruner
+from lowrank_nncf.nncf3.algorithms.pruners import Pruner
 
 
 class CompressionStage(IntEnum):

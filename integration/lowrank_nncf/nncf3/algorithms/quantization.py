@@ -17,11 +17,12 @@ import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import progress
-from lowrank_nncf.nncf3 import adaptation, rounding, scopes
-from lowrank_nncf.nncf3.inputs import items_for
+from lowrank_nncf.nncf3.algorithms import adaptation, rounding
+from lowrank_nncf.nncf3.model import scopes
+from lowrank_nncf.nncf3.model.inputs import items_for
+from lowrank_nncf.nncf3.model.wrapping import check_can_be_wrapped, hooks
 from lowrank_nncf.nncf3.schema import SCOPING
 from lowrank_nncf.nncf3.statistics import QuantizationStatistics
-from lowrank_nncf.nncf3.wrapping import check_can_be_wrapped, hooks
 from lowrank_plugin.reporting import RECORD
 from lowrank_plugin.rounding import round_weights
 

@@ -13,7 +13,7 @@ from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
-from lowrank_nncf.nncf3.wrapping import hooks
+from lowrank_nncf.nncf3.model.wrapping import hooks
 from lowrank_plugin.rounding import Grid
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

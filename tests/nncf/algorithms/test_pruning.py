@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from untouched import assert_same_state, state_of
 
 import lowrank_nncf
-from lowrank_nncf.nncf3.schedules import schedule_of
+from lowrank_nncf.nncf3.algorithms.schedules import schedule_of
 
 LOWRANK = {"algorithm": "lowrank", "ranks": {"conv": 16}, "decomposers": ["svd"]}
 MAGNITUDE = {"algorithm": "magnitude_sparsity", "sparsity_init": 0.5}

@@ -16,9 +16,9 @@ from nncf.torch.function_hook.pruning.rb.losses import RBLoss
 from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask, binary_mask
 from torch import Tensor, nn
 
-from lowrank_nncf.nncf3.pruning import MAGNITUDE, REGULARIZATION, mode_of, schedule_of
-from lowrank_nncf.nncf3.schedules import Schedule
-from lowrank_nncf.nncf3.wrapping import MASKS, hooks
+from lowrank_nncf.nncf3.algorithms.pruning import MAGNITUDE, REGULARIZATION, mode_of, schedule_of
+from lowrank_nncf.nncf3.algorithms.schedules import Schedule
+from lowrank_nncf.nncf3.model.wrapping import MASKS, hooks
 
 
 class Pruner(Protocol):

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
-from lowrank_nncf.nncf3.inputs import items_for
+from lowrank_nncf.nncf3.model.inputs import items_for
 
 DEFAULT_SAMPLES = 2000
 

@@ -16,7 +16,7 @@ from untouched import assert_same_state, state_of
 
 import lowrank_nncf
 import lowrank_plugin
-from lowrank_nncf.nncf3.wrapping import bake_pruning
+from lowrank_nncf.nncf3.model.wrapping import bake_pruning
 
 LOWRANK = {"algorithm": "lowrank", "ranks": {"conv": 8}, "decomposers": ["svd"]}
 MODES = nncf.PruneMode

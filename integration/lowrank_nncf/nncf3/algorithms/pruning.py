@@ -15,11 +15,12 @@ from torch import nn
 
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.errors import ConfigurationError
-from lowrank_nncf.nncf3 import adaptation, schedules, scopes
-from lowrank_nncf.nncf3.inputs import example_of
+from lowrank_nncf.nncf3.algorithms import adaptation, schedules
+from lowrank_nncf.nncf3.model import scopes
+from lowrank_nncf.nncf3.model.inputs import example_of
+from lowrank_nncf.nncf3.model.wrapping import check_can_be_wrapped
 from lowrank_nncf.nncf3.schema import SCOPING
 from lowrank_nncf.nncf3.statistics import PruningStatistics
-from lowrank_nncf.nncf3.wrapping import check_can_be_wrapped
 
 MAGNITUDE, REGULARIZATION = "magnitude_sparsity", "rb_sparsity"
 

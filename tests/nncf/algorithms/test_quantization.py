@@ -14,8 +14,8 @@ from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, S
 from torch import Tensor, nn
 
 import lowrank_nncf
-from lowrank_nncf.nncf3 import quantization
-from lowrank_nncf.nncf3.wrapping import hooks
+from lowrank_nncf.nncf3.algorithms import quantization
+from lowrank_nncf.nncf3.model.wrapping import hooks
 
 QUANTIZATION = {"algorithm": "quantization"}
 

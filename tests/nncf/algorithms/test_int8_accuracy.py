@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 import lowrank_nncf
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "imagenet"
+DATA = Path(__file__).parents[4] / "shared" / "data" / "imagenet"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 
 import lowrank_nncf
 from lowrank_hooks import CompressionAlgorithmRecord, hookimpl
-from lowrank_nncf.nncf3.order import check_order
+from lowrank_nncf.nncf3.algorithms.order import check_order
 from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import manager
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
-from lowrank_nncf.nncf3.inputs import example_of
+from lowrank_nncf.nncf3.model.inputs import example_of
 from lowrank_plugin.scopes import matches
 from lowrank_plugin.validation import suggestion
 

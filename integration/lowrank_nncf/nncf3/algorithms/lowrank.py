@@ -1,0 +1,50 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The section ``"lowrank"``: the core's decomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+import lowrank_plugin
+from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
+from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
+from lowrank_nncf.logs import nncf_logging, progress
+from lowrank_plugin.accuracy import ValidationFunction, judge_of
+from lowrank_plugin.settings import SCHEMA, Settings
+
+
+def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+    with as_nncf_errors():
+        judge_of(Settings.from_mapping(section), _judge(section, context))
+    if context.dataset is None and context.example_input is None:
+        msg = (
+            "'lowrank' needs a dataset, or at least an example input. Pass dataset=nncf.Dataset(loader, transform), or "
+            "give 'input_info' in the config and set 'norm' to 'frobenius'."
+        )
+        raise ConfigurationError(msg)
+
+
+def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> tuple[nn.Module, Any]:
+    with as_nncf_errors(), nncf_logging():
+        compressed = lowrank_plugin.decompose(
+            model,
+            context.dataset,
+            example_input=context.example_input,
+            validation_fn=_judge(section, context),
+            progress=progress,
+            **section,
+        )
+        return compressed, lowrank_plugin.report(compressed)
+
+
+def _judge(section: Mapping[str, Any], context: CompressionContext) -> ValidationFunction | None:
+    # it belongs to the whole config, where other algorithms may be what it was given for
+    return context.validation_fn if "accuracy_drop" in (section.get("budget") or {}) else None
+
+
+LOWRANK = CompressionAlgorithmRecord("lowrank", _apply, SCHEMA, _check, summary="chains of smaller layers")
