@@ -26,30 +26,22 @@ LARGEST_CPD = 2_500_000
 @hookimpl
 def lowrank_decomposers() -> Iterator[DecomposerRecord]:
     """The built-in decomposers."""
-    from lowrank_plugin.solvers import (
-        cpd,
-        spatial_svd,
-        svd,
-        tensorly_parafac,
-        tensorly_tucker,
-        tucker2,
-        tucker2_cpd,
-        tucker2_spatial,
-    )
+    from lowrank_plugin.solvers import Cpd, SpatialSvd, Svd, Tucker2, Tucker2Cpd, Tucker2Spatial
+    from lowrank_plugin.solvers.tensorly import parafac, partial_tucker
 
     convolutions, planes = frozenset({1, 2, 3}), frozenset({2})
-    yield DecomposerRecord("svd", svd.Svd(), "kxk then 1x1; for a linear layer the plain pair")
-    yield DecomposerRecord("spatial_svd", spatial_svd.SpatialSvd(), "kx1 then 1xk", planes)
-    yield DecomposerRecord("tucker2", tucker2.Tucker2(), "1x1, kxk, 1x1", convolutions)
+    yield DecomposerRecord("svd", Svd(), "kxk then 1x1; for a linear layer the plain pair")
+    yield DecomposerRecord("spatial_svd", SpatialSvd(), "kx1 then 1xk", planes)
+    yield DecomposerRecord("tucker2", Tucker2(), "1x1, kxk, 1x1", convolutions)
     cp = "1x1, depthwise kxk, 1x1, with bounded sensitivity"
-    yield DecomposerRecord("cpd", cpd.Cpd(), cp, convolutions, largest=LARGEST_CPD, int8=False)
+    yield DecomposerRecord("cpd", Cpd(), cp, convolutions, largest=LARGEST_CPD, int8=False)
     # these compete only where they are named: their curves take longer, and they hardly ever win
     compared = "TensorLy's own, for comparison"
     rest = (
-        ("tucker2_spatial", tucker2_spatial.Tucker2Spatial(), "1x1, kx1, 1xk, 1x1", planes),
-        ("tucker2_cpd", tucker2_cpd.Tucker2Cpd(), "1x1, cpd of the Tucker core, 1x1", convolutions),
-        ("tensorly:partial_tucker", tensorly_tucker.TensorlyPartialTucker(), compared, convolutions),
-        ("tensorly:parafac", tensorly_parafac.TensorlyParafac(), compared, convolutions),
+        ("tucker2_spatial", Tucker2Spatial(), "1x1, kx1, 1xk, 1x1", planes),
+        ("tucker2_cpd", Tucker2Cpd(), "1x1, cpd of the Tucker core, 1x1", convolutions),
+        ("tensorly:partial_tucker", partial_tucker.TensorlyPartialTucker(), compared, convolutions),
+        ("tensorly:parafac", parafac.TensorlyParafac(), compared, convolutions),
     )
     for name, decomposer, summary, axes in rest:
         yield DecomposerRecord(name, decomposer, summary, axes, automatic=False)
@@ -84,7 +76,7 @@ def _latency(context: CostContext) -> MeasuredCost:
 @hookimpl
 def lowrank_rank_policies() -> Iterator[RankPolicyRecord]:
     """Lagrangian, uniform, energy, zhang and evbmf."""
-    from lowrank_plugin.evbmf import noise_level
+    from lowrank_plugin.solvers.noise import noise_level
 
     yield RankPolicyRecord("lagrangian", policies.lagrangian, "least expected loss under the budget")
     yield RankPolicyRecord("uniform", policies.uniform, "one ratio for every layer")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import Decomposer, Factorization, KernelShape, Problem, Rank, Solution
-from lowrank_plugin import batching
 from lowrank_plugin.norms import as_measured, make_norm
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.solvers import batching
 from lowrank_plugin.survey import Layer
 from lowrank_plugin.vectors import Inputs
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lowrank_hooks import Problem, StepEvent
-from lowrank_plugin import batching, distributed, fitting, memory
+from lowrank_plugin import distributed, fitting, memory
 from lowrank_plugin.batches import Progress, one_sample, take_batches
 from lowrank_plugin.collection import Observed, collect, warn_of_few
 from lowrank_plugin.errors import CalibrationError, PlanError
@@ -27,6 +27,7 @@ from lowrank_plugin.norms import effective_rank
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.resolving import check_device, norm_of
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.solvers import batching
 from lowrank_plugin.statistics import Statistics, summarise
 from lowrank_plugin.survey import Survey, survey
 from lowrank_plugin.vectors import Inputs

@@ -84,7 +84,7 @@ def energy(options: Options, budget: float) -> dict[str, int]:
 def evbmf(options: Options, budget: float) -> dict[str, int]:
     """No layer keeps what is noise: each takes its cheapest option whose error is within its noise level.
 
-    The noise levels come from :func:`lowrank_plugin.evbmf.noise_level`, so with a budget of 1 the choice has no
+    The noise levels come from :func:`lowrank_plugin.solvers.noise.noise_level`, so with a budget of 1 the choice has no
     parameter. Where a smaller budget requires it, all levels are raised by one factor, the least that meets it.
 
     >>> options = {"a": [Option(10, 0.0, insight=0.2), Option(5, 0.1, insight=0.2), Option(3, 0.3, insight=0.2)]}

@@ -24,9 +24,9 @@ from lowrank_hooks import (
     Rank,
     StageShape,
 )
-from lowrank_plugin import batching
 from lowrank_plugin.costs import macs, parameters
 from lowrank_plugin.errors import ConfigurationError
+from lowrank_plugin.solvers import batching
 from lowrank_plugin.survey import Layer
 from lowrank_plugin.weighing import Weights, weight_at
 

@@ -19,7 +19,8 @@ from lowrank_plugin import fitting
 from lowrank_plugin.batches import Progress, batch_size, no_progress
 from lowrank_plugin.gradients import SAMPLES, Watch, pull_back
 from lowrank_plugin.norms import as_measured
-from lowrank_plugin.solvers.common import is_finite, measured_error
+from lowrank_plugin.solvers.parts.checks import is_finite
+from lowrank_plugin.solvers.parts.fit import measured_error
 from lowrank_plugin.solvers.svd import Spectrum
 from lowrank_plugin.survey import Layer, layer_input
 from lowrank_plugin.vectors import Inputs

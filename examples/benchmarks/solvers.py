@@ -24,7 +24,7 @@ import torch
 from tucker_baseline import three_blocks
 
 from lowrank_hooks import Norm, Problem
-from lowrank_plugin.solvers.tensorly_conversion import from_tucker_tensor, pytorch_backend
+from lowrank_plugin.solvers.tensorly.conversion import from_tucker_tensor, pytorch_backend
 from lowrank_plugin.solvers.tucker2 import Tucker2
 
 

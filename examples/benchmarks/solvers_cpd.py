@@ -27,10 +27,10 @@ import torch
 from cpd_baseline import plain_als, rounding_error
 
 from lowrank_hooks import Problem
+from lowrank_plugin.solvers.cp.diagnosis import chain_factors, diagnose
+from lowrank_plugin.solvers.cp.sensitivity import Factors, rescale
 from lowrank_plugin.solvers.cpd import Cpd
-from lowrank_plugin.solvers.cpd_diagnosis import chain_factors, diagnose
-from lowrank_plugin.solvers.sensitivity import Factors, rescale
-from lowrank_plugin.solvers.tensorly_conversion import from_cp_tensor, pytorch_backend
+from lowrank_plugin.solvers.tensorly.conversion import from_cp_tensor, pytorch_backend
 
 LAYERS = ("layer1.0.conv1", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2")
 RANKS = (64, 128, 256, 512)

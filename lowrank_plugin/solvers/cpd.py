@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShape, Status
-from lowrank_plugin.solvers.common import check_alike, check_rank, each_finite, non_finite, rank_grid, record
-from lowrank_plugin.solvers.cpd_blocks import Objective, largest_block
-from lowrank_plugin.solvers.cpd_course import Course, histories
-from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
-from lowrank_plugin.solvers.cpd_diagnosis import diagnose, is_degenerate
-from lowrank_plugin.solvers.cpd_start import Prepared, prepare, slices, start, unwhiten, whitened
-from lowrank_plugin.solvers.driver import Outcome
-from lowrank_plugin.solvers.linear_algebra import row_products
-from lowrank_plugin.solvers.sensitivity import Factors
-from lowrank_plugin.solvers.stable_cpd import least_squares, stabilise
+from lowrank_plugin.solvers.cp.blocks import Objective, largest_block
+from lowrank_plugin.solvers.cp.course import Course, histories
+from lowrank_plugin.solvers.cp.curve import extrapolated, interpolated
+from lowrank_plugin.solvers.cp.diagnosis import diagnose, is_degenerate
+from lowrank_plugin.solvers.cp.sensitivity import Factors
+from lowrank_plugin.solvers.cp.stable import least_squares, stabilise
+from lowrank_plugin.solvers.cp.start import Prepared, prepare, slices, start, unwhiten, whitened
+from lowrank_plugin.solvers.parts.checks import check_alike
+from lowrank_plugin.solvers.parts.driver import Outcome
+from lowrank_plugin.solvers.parts.fit import each_finite, non_finite, record
+from lowrank_plugin.solvers.parts.linear_algebra import row_products
+from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 
 LEAST_WEIGHTED = 3
 """Sweeps under a covariance that are always made, unless fewer are allowed."""
@@ -42,7 +44,7 @@ class Cpd:
     it is plain least squares, which on most kernels diverges slowly into huge components that cancel each other and
     is then reported as degenerate. In a covariance norm it is the distribution-aware CPD of [2].
 
-    Differences from the papers: see :class:`lowrank_plugin.solvers.stable_cpd.AcceleratedSweeps`. [2] has no bound on
+    Differences from the papers: see :class:`lowrank_plugin.solvers.cp.stable.AcceleratedSweeps`. [2] has no bound on
     the sensitivity and [1] no covariance; [2] splits the taps into two modes, [1] sometimes. The start is neither
     random nor an HOSVD but the strongest rank-one terms of the slices along the principal taps, and in a covariance
     norm that of the kernel whitened by the mean channel and tap covariances.

@@ -13,22 +13,16 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
-from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import (
-    check_dtype,
-    check_rank,
-    extra_side,
-    final_bytes,
-    is_finite,
-    non_finite,
-    rank_grid,
-    record,
-)
-from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.two_block import TwoBlock, fold, project, whiten
-from lowrank_plugin.solvers.two_block_memory import fit_bytes
-from lowrank_plugin.solvers.two_block_start import nested_basis
+from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_plugin.solvers.parts.canonical import canonical
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.driver import iterate
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
+from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, project, whiten
+from lowrank_plugin.solvers.two_block.memory import fit_bytes
+from lowrank_plugin.solvers.two_block.start import nested_basis
 
 
 @dataclass(frozen=True)

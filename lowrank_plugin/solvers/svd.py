@@ -14,19 +14,13 @@ from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
 from lowrank_hooks.norm import BLOCK
-from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.canonical import Canonical, canonical
-from lowrank_plugin.solvers.common import (
-    check_dtype,
-    check_rank,
-    extra_side,
-    final_bytes,
-    is_finite,
-    non_finite,
-    rank_grid,
-    record,
-)
-from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
+from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_plugin.solvers.parts.canonical import Canonical, canonical
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh
+from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 
 
 @dataclass(frozen=True)

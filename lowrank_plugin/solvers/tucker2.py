@@ -13,24 +13,18 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
-from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import (
-    check_dtype,
-    check_rank,
-    extra_side,
-    final_bytes,
-    is_finite,
-    non_finite,
-    rank_grid,
-    record,
-)
-from lowrank_plugin.solvers.driver import iterate
-from lowrank_plugin.solvers.hooi import Hooi, hooi_size
+from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_plugin.solvers.parts.canonical import canonical
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.driver import iterate
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.svd import Svd, project_outputs
-from lowrank_plugin.solvers.two_block import TwoBlock, fold, whiten
-from lowrank_plugin.solvers.two_block_memory import fit_bytes
-from lowrank_plugin.solvers.two_block_start import leading_outputs, nested_basis
+from lowrank_plugin.solvers.two_block.hooi import Hooi, hooi_size
+from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, whiten
+from lowrank_plugin.solvers.two_block.memory import fit_bytes
+from lowrank_plugin.solvers.two_block.start import leading_outputs, nested_basis
 
 _TRIALS = 3
 """Cheaper rank pairs tried once one keeps an error bound."""

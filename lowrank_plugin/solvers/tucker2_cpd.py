@@ -14,9 +14,11 @@ from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Norm, Point, Problem, Rank, Solution, Stage, StageShape
 from lowrank_plugin.solvers import cpd
-from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.common import check_dtype, check_rank, is_finite, non_finite, rank_grid, record
 from lowrank_plugin.solvers.cpd import Cpd
+from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.tucker2 import Tucker2
 
 

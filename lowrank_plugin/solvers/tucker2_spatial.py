@@ -14,21 +14,15 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape
-from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.common import (
-    check_dtype,
-    check_rank,
-    extra_side,
-    final_bytes,
-    is_finite,
-    non_finite,
-    rank_grid,
-    record,
-)
-from lowrank_plugin.solvers.driver import iterate
+from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_plugin.solvers.parts.canonical import canonical
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.driver import iterate
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.spatial_svd import takes
-from lowrank_plugin.solvers.two_block import (
+from lowrank_plugin.solvers.two_block.iteration import (
     Blocks,
     Folded,
     complete,
@@ -39,8 +33,8 @@ from lowrank_plugin.solvers.two_block import (
     regress,
     whiten,
 )
-from lowrank_plugin.solvers.two_block_memory import fit_bytes, rows_bytes
-from lowrank_plugin.solvers.two_block_start import nested_basis
+from lowrank_plugin.solvers.two_block.memory import fit_bytes, rows_bytes
+from lowrank_plugin.solvers.two_block.start import nested_basis
 
 
 @dataclass(frozen=True)
@@ -206,7 +200,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Hybrid:
-    """The alternation, for :func:`lowrank_plugin.solvers.driver.iterate`.
+    """The alternation, for :func:`lowrank_plugin.solvers.parts.driver.iterate`.
 
     :param folded: channels combined, taps kept.
     :param taps: (kh, kw).

@@ -15,10 +15,10 @@ from torch import nn
 
 import lowrank_plugin
 from lowrank_hooks import DecomposerRecord, Problem, Status
-from lowrank_plugin.batching import batches, fits
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.propose import error_curves
+from lowrank_plugin.solvers.batching import batches, fits
 from lowrank_plugin.solvers.cpd import Cpd
 from lowrank_plugin.solvers.svd import Svd
 
@@ -69,7 +69,7 @@ def test_layers_of_one_shape_and_rank_are_fitted_in_one_call(calls):
 def test_same_network_as_one_layer_at_a_time(monkeypatch, norm):
     images = torch.randn(64, 8, 10, 10)
     together = lowrank_plugin.decompose(network(), [images], norm=norm, **OPTIONS)
-    monkeypatch.setattr("lowrank_plugin.batching.batches", lambda names, kind, size: [[name] for name in names])
+    monkeypatch.setattr("lowrank_plugin.solvers.batching.batches", lambda names, kind, size: [[name] for name in names])
     alone = lowrank_plugin.decompose(network(), [images], norm=norm, **OPTIONS)
     torch.testing.assert_close(together(images), alone(images), rtol=1e-4, atol=1e-4)
     reports = [lowrank_plugin.report(model).to_dict()["layers"] for model in (together, alone)]

@@ -23,7 +23,7 @@ from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanErro
 from lowrank_plugin.gauss_newton import Divergence, Sample, SquaredError, minimise
 from lowrank_plugin.kronecker import DAMPING, Kronecker
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.solvers.sensitivity import Factors, rescale, sensitivity
+from lowrank_plugin.solvers.cp.sensitivity import Factors, rescale, sensitivity
 
 SECTION: dict[str, Any] = {"budget": {"macs": 0.5}, "rank_multiple": 1}
 

@@ -14,9 +14,9 @@ import torch
 from problems import CASES, Case, covariance, exact_cp, power_law_kernel, singular_covariance
 
 from lowrank_hooks import KernelShape, Norm, Problem, Solution, Status
+from lowrank_plugin.solvers.cp.curve import extrapolated, interpolated
+from lowrank_plugin.solvers.cp.diagnosis import chain_factors
 from lowrank_plugin.solvers.cpd import Cpd
-from lowrank_plugin.solvers.cpd_curve import extrapolated, interpolated
-from lowrank_plugin.solvers.cpd_diagnosis import chain_factors
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 both_kinds = pytest.mark.parametrize("slack", [None, 0.02], ids=["plain", "stable"])
@@ -206,7 +206,7 @@ def test_scale_of_kernel_and_covariance(scale: float, slack: float | None) -> No
 
 
 def test_sensitivity_is_that_of_the_stages() -> None:
-    from lowrank_plugin.solvers.sensitivity import sensitivity
+    from lowrank_plugin.solvers.cp.sensitivity import sensitivity
 
     for case in CASES:
         problem = replace(case.problem, kernel=37 * case.problem.kernel)

@@ -17,7 +17,7 @@ from problems import CASES, Case, covariance, exact_spatial, exact_tucker, power
 from lowrank_hooks import Factorization, Norm, Problem, Rank, Status
 from lowrank_plugin.solvers.spatial_svd import SpatialSvd
 from lowrank_plugin.solvers.svd import Svd
-from lowrank_plugin.solvers.tensorly_tucker import TensorlyPartialTucker
+from lowrank_plugin.solvers.tensorly.partial_tucker import TensorlyPartialTucker
 from lowrank_plugin.solvers.tucker2 import Tucker2
 from lowrank_plugin.solvers.tucker2_spatial import Tucker2Spatial
 

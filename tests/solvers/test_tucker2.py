@@ -11,11 +11,11 @@ import torch
 from problems import CASES, covariance, eckart_young, exact_tucker, normal, power_law_kernel
 
 from lowrank_hooks import Norm, Problem, Status
-from lowrank_plugin.solvers.hooi import filtered
 from lowrank_plugin.solvers.svd import Svd
-from lowrank_plugin.solvers.tensorly_conversion import from_tucker_tensor, to_tucker_tensor
-from lowrank_plugin.solvers.tensorly_tucker import TensorlyPartialTucker
+from lowrank_plugin.solvers.tensorly.conversion import from_tucker_tensor, to_tucker_tensor
+from lowrank_plugin.solvers.tensorly.partial_tucker import TensorlyPartialTucker
 from lowrank_plugin.solvers.tucker2 import Tucker2
+from lowrank_plugin.solvers.two_block.hooi import filtered
 
 PATIENT = Tucker2(max_steps=3000, rtol=1e-13, cg_steps=20)
 

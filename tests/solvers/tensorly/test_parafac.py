@@ -15,8 +15,8 @@ from problems import covariance, normal, power_law_kernel
 
 from lowrank_hooks import Factorization, Norm, Problem, Stage, Status
 from lowrank_plugin.solvers.cpd import Cpd
-from lowrank_plugin.solvers.tensorly_conversion import from_cp_tensor, pytorch_backend, to_cp_tensor
-from lowrank_plugin.solvers.tensorly_parafac import TensorlyParafac
+from lowrank_plugin.solvers.tensorly.conversion import from_cp_tensor, pytorch_backend, to_cp_tensor
+from lowrank_plugin.solvers.tensorly.parafac import TensorlyParafac
 
 
 @pytest.mark.parametrize("rank", [1, 8, 24, 48])

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Problem, Stage
-from lowrank_plugin.solvers.cpd_blocks import Objective
-from lowrank_plugin.solvers.linear_algebra import roots, row_products, unit_scale
-from lowrank_plugin.solvers.sensitivity import Factors, rescale
+from lowrank_plugin.solvers.cp.blocks import Objective
+from lowrank_plugin.solvers.cp.sensitivity import Factors, rescale
+from lowrank_plugin.solvers.parts.linear_algebra import roots, row_products, unit_scale
 
 _BLIND = 1e-7
 """Least weight of an output, relative to the largest: outputs that the norm does not see are still reproduced."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.cpd_blocks import Objective, Sweep
-from lowrank_plugin.solvers.driver import Outcome, iterate
-from lowrank_plugin.solvers.sensitivity import Factors, sensitivity
+from lowrank_plugin.solvers.cp.blocks import Objective, Sweep
+from lowrank_plugin.solvers.cp.sensitivity import Factors, sensitivity
+from lowrank_plugin.solvers.parts.driver import Outcome, iterate
 
 _FEASIBLE = 1e-6
 """Share of the bound by which rounding may exceed it."""
@@ -72,14 +72,14 @@ class AcceleratedSweeps:
     patience: int = 3
 
     def init(self) -> _State:
-        """See :meth:`lowrank_plugin.solvers.driver.Algorithm.init`."""
+        """See :meth:`lowrank_plugin.solvers.parts.driver.Algorithm.init`."""
         first = self.objective.refit(self.start, self.bound)
         none = torch.zeros_like(first.error)
         merit = self._merit(first, none)
         return _State(first.factors, first.factors, first.error, merit, first.multiplier, none, none)
 
     def step(self, state: _State) -> _State:
-        """See :meth:`lowrank_plugin.solvers.driver.Algorithm.step`."""
+        """See :meth:`lowrank_plugin.solvers.parts.driver.Algorithm.step`."""
         working = state.quiet < self.patience
         if not bool(working.any()):
             return state
@@ -116,7 +116,7 @@ class AcceleratedSweeps:
         )
 
     def error(self, state: _State) -> Tensor:
-        """See :meth:`lowrank_plugin.solvers.driver.Algorithm.error`."""
+        """See :meth:`lowrank_plugin.solvers.parts.driver.Algorithm.error`."""
         return state.merit
 
     def _merit(self, sweep: Sweep, error: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lowrank_hooks import Norm, Problem
-from lowrank_plugin.evbmf import evbmf_rank, noise_level
+from lowrank_plugin.solvers.noise import evbmf_rank, noise_level
 
 
 def noisy(rows, columns, rank, strength, seed=0):

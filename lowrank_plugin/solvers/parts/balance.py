@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Stage
-from lowrank_plugin.solvers.linear_algebra import power_of_two
+from lowrank_plugin.solvers.parts.linear_algebra import power_of_two
 
 
 def balance(chain: Factorization, passes: int = 8) -> Factorization:

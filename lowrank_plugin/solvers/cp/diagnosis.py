@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lowrank_hooks import Factorization
-from lowrank_plugin.solvers.linear_algebra import row_products
-from lowrank_plugin.solvers.sensitivity import Factors, component_norms, congruence, rescale, sensitivity
+from lowrank_plugin.solvers.cp.sensitivity import Factors, component_norms, congruence, rescale, sensitivity
+from lowrank_plugin.solvers.parts.linear_algebra import row_products
 
 DEGENERATE_ENERGY = 10.0
 """Sum of squared component norms over the squared norm of the kernel above which components cancel on a large scale.

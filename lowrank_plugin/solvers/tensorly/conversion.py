@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Stage
-from lowrank_plugin.solvers.cpd_diagnosis import chain_factors
+from lowrank_plugin.solvers.cp.diagnosis import chain_factors
 
 
 @contextmanager

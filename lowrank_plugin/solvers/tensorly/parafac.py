@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShape, Status
-from lowrank_plugin.solvers.common import check_dtype, is_finite, non_finite, record
+from lowrank_plugin.solvers.cp.diagnosis import chain_factors, diagnose, is_degenerate
+from lowrank_plugin.solvers.cp.sensitivity import rescale
+from lowrank_plugin.solvers.cp.start import to_chain
 from lowrank_plugin.solvers.cpd import Cpd, lower
-from lowrank_plugin.solvers.cpd_diagnosis import chain_factors, diagnose, is_degenerate
-from lowrank_plugin.solvers.cpd_start import to_chain
-from lowrank_plugin.solvers.linear_algebra import power_of_two
-from lowrank_plugin.solvers.sensitivity import rescale
-from lowrank_plugin.solvers.tensorly_conversion import from_cp_tensor, pytorch_backend
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.linear_algebra import power_of_two
+from lowrank_plugin.solvers.tensorly.conversion import from_cp_tensor, pytorch_backend
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
+from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh
 
 
 class Factors(NamedTuple):

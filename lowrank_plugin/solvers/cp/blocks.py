@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.linear_algebra import cholesky, solve_right
-from lowrank_plugin.solvers.sensitivity import Factors, bounded_update, rescale
+from lowrank_plugin.solvers.cp.sensitivity import Factors, bounded_update, rescale
+from lowrank_plugin.solvers.parts.linear_algebra import cholesky, solve_right
 
 _LEAST, _BLOCKS = 64, 4
 """The fewest components that are worked on at a time under a covariance, and the most such blocks of them."""

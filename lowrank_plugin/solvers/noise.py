@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Problem
-from lowrank_plugin.solvers.canonical import canonical
-from lowrank_plugin.solvers.linear_algebra import cholesky
-from lowrank_plugin.solvers.two_block import fold
+from lowrank_plugin.solvers.parts.canonical import canonical
+from lowrank_plugin.solvers.parts.linear_algebra import cholesky
+from lowrank_plugin.solvers.two_block.iteration import fold
 
 _GRID = 64
 """Variances compared at a time."""

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Norm, Problem
-from lowrank_plugin.solvers.linear_algebra import cholesky, conjugate_gradient, row_products
-from lowrank_plugin.solvers.two_block_memory import ROWS
+from lowrank_plugin.solvers.parts.linear_algebra import cholesky, conjugate_gradient, row_products
+from lowrank_plugin.solvers.two_block.memory import ROWS
 
 _RIDGE = 8.0
 """Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
@@ -242,7 +242,7 @@ def project(rows: Tensor, basis: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TwoBlock:
-    """The alternation, for :func:`lowrank_plugin.solvers.driver.iterate`.
+    """The alternation, for :func:`lowrank_plugin.solvers.parts.driver.iterate`.
 
     :param folded: the problem.
     :param start: U, [G, A, R], orthonormal columns.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Problem, Stage
-from lowrank_plugin.solvers.linear_algebra import overwriting_eigh, relative_cutoff, solve_right, unit_scale
+from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh, relative_cutoff, solve_right, unit_scale
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from problems import normal, rng
 from scipy.optimize import minimize
 from torch import Tensor
 
-from lowrank_plugin.solvers.sensitivity import (
+from lowrank_plugin.solvers.cp.sensitivity import (
     Factors,
     bounded_update,
     component_norms,

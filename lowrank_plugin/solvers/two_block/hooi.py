@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.linear_algebra import overwriting_eigh
+from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh
 
 _MOMENTUM = 0.7
 """Found on trained kernels: 0.7 to 1 converge fastest, from 1.5 on errors may rise."""
@@ -46,7 +46,7 @@ class Subspaces:
 
 @dataclass(frozen=True)
 class Hooi:
-    """The iteration in the plain norm, for :func:`lowrank_plugin.solvers.driver.iterate`.
+    """The iteration in the plain norm, for :func:`lowrank_plugin.solvers.parts.driver.iterate`.
 
     Differs from [1] in three ways. Each factor comes from the Gram matrix of its own mode size (T x T or A x A), never
     from the singular value decomposition of the much longer unfolding. A factor that is nearly right already is not

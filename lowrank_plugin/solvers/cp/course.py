@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowrank_hooks import Status
-from lowrank_plugin.solvers.cpd_diagnosis import component_energy, scaled_sensitivity
-from lowrank_plugin.solvers.cpd_start import Prepared
-from lowrank_plugin.solvers.driver import Outcome
-from lowrank_plugin.solvers.sensitivity import Factors
+from lowrank_plugin.solvers.cp.diagnosis import component_energy, scaled_sensitivity
+from lowrank_plugin.solvers.cp.sensitivity import Factors
+from lowrank_plugin.solvers.cp.start import Prepared
+from lowrank_plugin.solvers.parts.driver import Outcome
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from problems import CASES, Case, covariance, normal, power_law_kernel
 from torch import Tensor
 
 from lowrank_hooks import Norm, Problem, Status
+from lowrank_plugin.solvers.cp.blocks import Objective
+from lowrank_plugin.solvers.cp.diagnosis import chain_factors
+from lowrank_plugin.solvers.cp.sensitivity import Factors, component_norms, sensitivity
+from lowrank_plugin.solvers.cp.stable import least_sensitive, least_squares, stabilise
+from lowrank_plugin.solvers.cp.start import prepare
 from lowrank_plugin.solvers.cpd import Cpd
-from lowrank_plugin.solvers.cpd_blocks import Objective
-from lowrank_plugin.solvers.cpd_diagnosis import chain_factors
-from lowrank_plugin.solvers.cpd_start import prepare
-from lowrank_plugin.solvers.sensitivity import Factors, component_norms, sensitivity
-from lowrank_plugin.solvers.stable_cpd import least_sensitive, least_squares, stabilise
 
 
 def border_rank(noise: float = 0.01, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_plugin.solvers.linear_algebra import cholesky, overwriting_eigh
+from lowrank_plugin.solvers.parts.linear_algebra import cholesky, overwriting_eigh
 
 
 def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int | None = None) -> Tensor:

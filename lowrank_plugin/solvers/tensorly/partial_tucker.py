@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
-from lowrank_plugin.solvers.balance import balance
-from lowrank_plugin.solvers.common import check_dtype, is_finite, non_finite, rank_grid, record
-from lowrank_plugin.solvers.tensorly_conversion import from_tucker_tensor, pytorch_backend
+from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
+from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.ranks import rank_grid
+from lowrank_plugin.solvers.tensorly.conversion import from_tucker_tensor, pytorch_backend
 from lowrank_plugin.solvers.tucker2 import Tucker2, lower
-from lowrank_plugin.solvers.two_block_start import nested_basis
+from lowrank_plugin.solvers.two_block.start import nested_basis
 
 
 @dataclass(frozen=True)
