@@ -5,8 +5,18 @@
 
 from lowrank_hooks.adapter import LayerAdapter
 from lowrank_hooks.factorization import Factorization, Stage, StageShape
-from lowrank_hooks.norm import Norm, SampledNorm
-from lowrank_hooks.problem import BatchDecomposer, Decomposer, KernelShape, Point, Problem, Rank, Solution, Status
+from lowrank_hooks.norm import NORMS, ErrorNorm, Norm, NormKind, SampledNorm
+from lowrank_hooks.problem import (
+    BatchDecomposer,
+    Decomposer,
+    KernelShape,
+    PeakMemory,
+    Point,
+    Problem,
+    Rank,
+    Solution,
+    Status,
+)
 from lowrank_hooks.records import (
     API_VERSION,
     CompressionAlgorithmRecord,
@@ -24,6 +34,7 @@ from lowrank_hooks.specs import PROJECT, hookimpl
 
 __all__ = [
     "API_VERSION",
+    "NORMS",
     "PROJECT",
     "BatchDecomposer",
     "CompressionAlgorithmRecord",
@@ -32,13 +43,16 @@ __all__ = [
     "CostModelRecord",
     "Decomposer",
     "DecomposerRecord",
+    "ErrorNorm",
     "Factorization",
     "KernelShape",
     "LayerAdapter",
     "LayerAdapterRecord",
     "MeasuredCost",
     "Norm",
+    "NormKind",
     "Option",
+    "PeakMemory",
     "Point",
     "Problem",
     "Rank",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowrank_hooks.factorization import Factorization, StageShape
-from lowrank_hooks.norm import Norm
+from lowrank_hooks.norm import ErrorNorm, Norm, NormKind
 
 Rank = tuple[int, ...]
 
@@ -58,7 +58,7 @@ class Problem:
     (9, torch.Size([1, 4, 27]), 108.0)
 
     :param kernel: [G, T, S, *kernel], float32 or float64; its device is where the work is done.
-    :param norm: the norm of the approximation error, its matrices on the kernel's device.
+    :param norm: the norm of the approximation error, its tensors on the kernel's device.
     :param seed: seed of the generator for whatever the decomposer draws.
     :param rank_multiple: ranks on the curve should be multiples of this.
     :param slack: how far, relative to the best residual, a stable decomposition may raise the residual to lower its
@@ -66,7 +66,7 @@ class Problem:
     """
 
     kernel: Tensor
-    norm: Norm = field(default_factory=Norm)
+    norm: ErrorNorm = field(default_factory=Norm)
     seed: int = 0
     rank_multiple: int = 1
     slack: float | None = 0.02
@@ -183,4 +183,26 @@ class BatchDecomposer(Decomposer, Protocol):
 
     def fits(self, problems: Sequence[Problem], rank: Rank) -> Sequence[Solution]:
         """What ``fit`` answers to each problem at this rank."""
+        ...
+
+
+@runtime_checkable
+class PeakMemory(Protocol):
+    """A decomposer that states how much memory its fits take. Optional: of others a plan says nothing.
+
+    >>> class Copies:
+    ...     def peak_bytes(self, shape, rank, kind, itemsize):
+    ...         return (2 if kind.weighted else 1) * shape.parameters * itemsize
+    >>> Copies().peak_bytes(KernelShape(1, 64, 32, (3, 3)), (8,), Norm().kind, 4)
+    73728
+    """
+
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """The most memory, in bytes, that ``fit`` takes at once beyond the problem; an upper bound is best.
+
+        :param shape: the sizes of the kernel.
+        :param rank: what ``fit`` will be called with.
+        :param kind: the kind of the problem's norm, ``problem.norm.kind``.
+        :param itemsize: bytes of one entry of the kernel: 4 in float32, 8 in float64.
+        """
         ...
