@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Norm, Problem, SampledNorm
+from lowrank_hooks import ErrorNorm, Norm, Problem, SampledNorm
 from lowrank_plugin.vectors import Inputs, Vectors
 
 DAMPING = 1.0
@@ -18,7 +18,7 @@ DAMPING = 1.0
 hardly a direction more than the network has classes: with 0.01, what is lost in the others ruins some networks."""
 
 
-def make_norm(inputs: Inputs | None, gradient: Tensor | None, like: Tensor) -> Norm:
+def make_norm(inputs: Inputs | None, gradient: Tensor | None, like: Tensor) -> ErrorNorm:
     """The norm of a layer from its moments: the centred covariance, shrunk as far as it is uncertain.
 
     :param inputs: the moments of its input; None gives the Frobenius norm.
@@ -52,10 +52,12 @@ def as_measured(problem: Problem, inputs: Inputs | None) -> Problem:
     """
     if inputs is None:
         return problem
-    kernel = problem.kernel
+    seen: ErrorNorm
     if isinstance(inputs, Vectors):
-        return replace(problem, norm=SampledNorm(inputs.root.to(kernel), kernel.new_zeros(len(kernel))))
-    return replace(problem, norm=Norm(inputs.covariance.to(kernel)))
+        seen = SampledNorm(inputs.root, inputs.root.new_zeros(len(inputs.root)))
+    else:
+        seen = Norm(inputs.covariance)
+    return replace(problem, norm=seen.map(lambda tensor: tensor.to(problem.kernel)))
 
 
 def damped(gradient: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def shrinkage(covariance: Tensor, count: int, width: int) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, torch.ones_like(trace)).clamp(0, 1)
 
 
-def effective_rank(norm: Norm) -> float:
+def effective_rank(norm: ErrorNorm) -> float:
     """In how many directions inputs vary: the participation ratio ``tr(C)^2 / tr(C^2)``, from 1 to the width.
 
     >>> effective_rank(Norm(torch.eye(3)[None])), effective_rank(SampledNorm(torch.eye(3)[None, :2], torch.zeros(1)))

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Norm, Point, Problem, Rank, Solution, Stage, StageShape
+from lowrank_hooks import (
+    ErrorNorm,
+    Factorization,
+    KernelShape,
+    Norm,
+    Point,
+    Problem,
+    Rank,
+    Solution,
+    Stage,
+    StageShape,
+)
 from lowrank_plugin.solvers import cpd
 from lowrank_plugin.solvers.cpd import Cpd
 from lowrank_plugin.solvers.parts.balance import balance
@@ -176,7 +187,7 @@ def _orthonormal(factor: Tensor, core: Tensor, rule: str) -> tuple[Tensor, Tenso
     return basis, torch.einsum(rule, core, triangle)
 
 
-def _induced(norm: Norm, left: Tensor | None, right: Tensor | None, shape: KernelShape) -> Norm:
+def _induced(norm: ErrorNorm, left: Tensor | None, right: Tensor | None, shape: KernelShape) -> ErrorNorm:
     covariance, gradient = norm.covariance, norm.gradient
     if covariance is not None and right is not None:
         taps = (shape.in_channels, shape.taps)
