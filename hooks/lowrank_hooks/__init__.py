@@ -3,7 +3,7 @@
 
 """The contract between lowrank-plugin and those who extend it: hooks, and the types that cross them."""
 
-from lowrank_hooks.adapter import LayerAdapter
+from lowrank_hooks.adapter import LayerAdapter, WeightLayout, Window, Windowed
 from lowrank_hooks.factorization import Factorization, Stage, StageShape
 from lowrank_hooks.norm import NORMS, ErrorNorm, Norm, NormKind, SampledNorm
 from lowrank_hooks.problem import (
@@ -63,5 +63,8 @@ __all__ = [
     "StageShape",
     "Status",
     "StepEvent",
+    "WeightLayout",
+    "Window",
+    "Windowed",
     "hookimpl",
 ]

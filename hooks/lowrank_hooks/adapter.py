@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -55,4 +56,75 @@ class LayerAdapter(Protocol):
 
     def to_dense(self, module: nn.Sequential) -> nn.Module:
         """The single layer that computes what a chain made by ``build`` computes."""
+        ...
+
+
+@runtime_checkable
+class WeightLayout(Protocol):
+    """An adapter that knows where the entries of a kernel are in the module's ``weight``. Optional.
+
+    It lets the flow write to layers and to the stages of chains that are of the adapter's module type: to match the
+    moments of outputs, to distill, to rotate chains and to round weights for int8. Layers of others are left out there.
+    For the module's own weight, ``to_kernel`` is what ``kernel`` is.
+
+    >>> from torch import nn
+    >>> class Embeds:
+    ...     def to_kernel(self, module, weight):
+    ...         return weight.mT.unsqueeze(0)
+    ...     def to_weight(self, module, kernel):
+    ...         return kernel.squeeze(0).mT
+    >>> layer, layout = nn.Embedding(5, 3), Embeds()
+    >>> doubled = layout.to_weight(layer, 2 * layout.to_kernel(layer, layer.weight.detach()))
+    >>> isinstance(layout, WeightLayout), bool((doubled == 2 * layer.weight).all())
+    (True, True)
+    """
+
+    def to_kernel(self, module: nn.Module, weight: Tensor) -> Tensor:
+        """A tensor shaped like the module's weight, such as a gradient of it, as [G, T, S, *kernel]."""
+        ...
+
+    def to_weight(self, module: nn.Module, kernel: Tensor) -> Tensor:
+        """The inverse: [G, T, S, *kernel] as a tensor shaped like the module's weight. Both may return views."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a zero-padded convolution reads along one spatial axis.
+
+    At output position p, tap k meets the input at ``p * stride + k * dilation - before``; outside of the input it
+    meets zero.
+
+    :param taps: of the kernel.
+    :param stride: distance of the windows of neighbouring outputs.
+    :param dilation: distance of neighbouring taps.
+    :param before: zeros in front of the input.
+    """
+
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """An adapter whose patches are windows of the input, so that few or none need be put together. Optional.
+
+    Where the windows are known, patches are drawn without building the others, and the covariance of dense ones is had
+    from correlations of whole maps. Without this protocol ``patches`` is all that is used.
+
+    >>> class Reads3x1:
+    ...     def windows(self, module):
+    ...         return Window(taps=3, stride=1, dilation=1, before=1), Window(taps=1, stride=1, dilation=1, before=0)
+    >>> isinstance(Reads3x1(), Windowed)
+    True
+    """
+
+    def windows(self, module: nn.Module) -> tuple[Window, ...] | None:
+        """The window on each spatial axis; None where this module's patches are not such windows.
+
+        Where they are, inputs are [B, G*S, *size], channels by groups, and ``patches`` has at [b, p, g, s, k] what
+        the windows say for channel ``g * S + s`` of sample b.
+        """
         ...

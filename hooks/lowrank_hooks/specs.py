@@ -78,7 +78,7 @@ def lowrank_layer_adapters() -> Iterable[LayerAdapterRecord]:
     >>> class Plugin:
     ...     @hookimpl
     ...     def lowrank_layer_adapters(self):
-    ...         from lowrank_plugin.adapters import LinearAdapter
+    ...         from lowrank_plugin.layers.adapters import LinearAdapter
     ...         yield LayerAdapterRecord("ScaledLinear", ScaledLinear, LinearAdapter(), "as Linear")
     >>> [record.adapter.kernel(ScaledLinear(3, 2)).shape for record in Plugin().lowrank_layer_adapters()]
     [torch.Size([1, 2, 3])]

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from lowrank_hooks.testing import LayerAdapterConformance
-from lowrank_plugin.adapters import ConvAdapter, LinearAdapter
+from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
 
 
 class TestConvolutions(LayerAdapterConformance):
@@ -65,6 +66,16 @@ class CountsTheInput(ConvAdapter):
         return super().positions(module, stages, inputs, inputs)
 
 
+class ForgetsTheGroups(ConvAdapter):
+    def to_weight(self, module, kernel):
+        return kernel.transpose(0, 1).flatten(0, 1)
+
+
+class ForgetsThePadding(ConvAdapter):
+    def windows(self, module):
+        return tuple(replace(window, before=0) for window in super().windows(module))
+
+
 FAULTS = {
     "test_it_is_a_layer_adapter": object,
     "test_layer_is_taken_and_left_alone": Refuses,
@@ -73,12 +84,14 @@ FAULTS = {
     "test_chain_computes_the_same": ForgetsTheBias,
     "test_chain_is_multiplied_out": ForgetsTheStride,
     "test_positions_count_what_is_computed": CountsTheInput,
+    "test_weight_layout": ForgetsTheGroups,
+    "test_windows_are_the_patches": ForgetsThePadding,
 }
 
 
 @pytest.mark.parametrize("check", [name for name in vars(LayerAdapterConformance) if name.startswith("test_")])
 def test_fault_is_seen(check):
-    layer = (nn.Conv2d(4, 6, 3, stride=2).double(), torch.randn(2, 4, 9, 9, dtype=torch.float64))
+    layer = (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2).double(), torch.randn(2, 4, 9, 9, dtype=torch.float64))
     for adapter, fails in ((ConvAdapter(), False), (FAULTS[check](), True)):
         kit = type("TestIt", (LayerAdapterConformance,), {"adapter": adapter, "layers": [layer]})()
         arguments = [] if check == "test_it_is_a_layer_adapter" else [copy.deepcopy(layer)]

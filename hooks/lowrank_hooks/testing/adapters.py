@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_hooks import Factorization, LayerAdapter, Stage
+from lowrank_hooks import Factorization, LayerAdapter, Stage, WeightLayout, Window, Windowed
 
 TOLERANCE = 1e-9
 """Outputs are compared in float64."""
@@ -108,6 +110,29 @@ class LayerAdapterConformance:
                 f"{told} by positions, {counter.get_total_flops() // 2} by torch."
             )
 
+    def test_weight_layout(self, layer: tuple[nn.Module, Tensor]) -> None:
+        """The two ways undo each other, and lead to what ``kernel`` says; optional."""
+        if not isinstance(self.adapter, WeightLayout):
+            pytest.skip("not offered: the flow does not write to such layers")
+        module, _ = layer
+        weight = weight_of(module).detach()
+        numbered = torch.arange(weight.numel(), dtype=weight.dtype).reshape(weight.shape)
+        kernel = self.adapter.to_kernel(module, weight)
+        assert torch.equal(kernel, self.adapter.kernel(module)), "to_kernel of the weight is not the kernel."
+        back = self.adapter.to_weight(module, self.adapter.to_kernel(module, numbered))
+        assert torch.equal(back, numbered), "to_weight does not undo to_kernel."
+
+    def test_windows_are_the_patches(self, layer: tuple[nn.Module, Tensor]) -> None:
+        """What the windows say of each entry is what ``patches`` has there; optional."""
+        module, inputs = layer
+        windows = self.adapter.windows(module) if isinstance(self.adapter, Windowed) else None
+        if windows is None:
+            pytest.skip("not offered: only patches are used")
+        patches, kernel = self.adapter.patches(module, inputs), self.adapter.kernel(module)
+        axes = len(windows)
+        assert tuple(window.taps for window in windows) == kernel.shape[3:], "A window has other taps than the kernel."
+        torch.testing.assert_close(gathered(windows, inputs, patches.shape[1 : 1 + axes], len(kernel)), patches)
+
     def chain(self, module: nn.Module, place: int = 0) -> nn.Sequential:
         """The layer as a chain."""
         bias = bias_of(module)
@@ -131,6 +156,21 @@ class LayerAdapterConformance:
         if after is not None:
             middle = torch.einsum("gtsk,gtr->grsk", middle, after)
         return Factorization((*stages[0], Stage(middle.reshape(kernel.shape)), *stages[1]))
+
+
+def gathered(windows: Sequence[Window], inputs: Tensor, sizes: Sequence[int], groups: int) -> Tensor:
+    """The patches [B, *out, G, S, *kernel] that windows of inputs [B, G*S, *size] are, entry by entry."""
+    taps = [window.taps for window in windows]
+    patches = inputs.new_zeros(len(inputs), *sizes, groups, inputs.shape[1] // groups, *taps)
+    for places in itertools.product(*map(range, sizes), *map(range, taps)):
+        position, tap = places[: len(windows)], places[len(windows) :]
+        source = [
+            p * window.stride + k * window.dilation - window.before
+            for p, k, window in zip(position, tap, windows, strict=True)
+        ]
+        if all(0 <= at < size for at, size in zip(source, inputs.shape[2:], strict=True)):
+            patches[(slice(None), *position, ..., *tap)] = inputs[(..., *source)].unflatten(1, (groups, -1))
+    return patches
 
 
 def kernel_axes(conformance: LayerAdapterConformance, module: nn.Module) -> int:
