@@ -169,7 +169,9 @@ def gathered(windows: Sequence[Window], inputs: Tensor, sizes: Sequence[int], gr
             for p, k, window in zip(position, tap, windows, strict=True)
         ]
         if all(0 <= at < size for at, size in zip(source, inputs.shape[2:], strict=True)):
-            patches[(slice(None), *position, ..., *tap)] = inputs[(..., *source)].unflatten(1, (groups, -1))
+            here: tuple[Any, ...] = (slice(None), *position, ..., *tap)
+            there: tuple[Any, ...] = (..., *source)
+            patches[here] = inputs[there].unflatten(1, (groups, -1))
     return patches
 
 
