@@ -4,10 +4,10 @@
 """Low-rank compression of PyTorch networks: layers become chains of smaller plain torch.nn layers."""
 
 from lowrank_plugin.api import apply, collect_statistics, decompose, plan
-from lowrank_plugin.dense import to_dense
-from lowrank_plugin.reporting import report
-from lowrank_plugin.rotation import rotate_chains
-from lowrank_plugin.state import get_state, restore
+from lowrank_plugin.chains.dense import to_dense
+from lowrank_plugin.chains.record import report
+from lowrank_plugin.chains.state import get_state, restore
+from lowrank_plugin.int8.rotation import rotate_chains
 from lowrank_plugin.statistics import Statistics
 
 __all__ = [

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_plugin import planning
-from lowrank_plugin.accuracy import Search, ValidationFunction, judge_of
-from lowrank_plugin.batches import Progress, no_progress
-from lowrank_plugin.flow import Flow
+from lowrank_plugin.flow.flow import Flow
+from lowrank_plugin.flow.search import Search, ValidationFunction, judge_of
+from lowrank_plugin.ranks import planning
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
+from lowrank_plugin.support.progress import Progress, no_progress
 
 
 def plan(

@@ -16,8 +16,9 @@ from lowrank_hooks import (
     RankPolicyRecord,
     hookimpl,
 )
-from lowrank_plugin import costs, policies
-from lowrank_plugin.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
+from lowrank_plugin.costs import counted
+from lowrank_plugin.layers.adapters import CONVOLUTIONS, ConvAdapter, LinearAdapter
+from lowrank_plugin.ranks import policies
 
 LARGEST_CPD = 2_500_000
 """Weights of a kernel beyond which a CP decomposition takes minutes on a few cores; 512 x 512 x 3 x 3 is below."""
@@ -62,13 +63,13 @@ def lowrank_layer_adapters() -> Iterator[LayerAdapterRecord]:
 @hookimpl
 def lowrank_cost_models() -> Iterator[CostModelRecord]:
     """MACs, parameters and measured latency."""
-    yield CostModelRecord("macs", costs.macs, "multiply-accumulates for one sample")
-    yield CostModelRecord("parameters", costs.parameters, "number of weights")
+    yield CostModelRecord("macs", counted.macs, "multiply-accumulates for one sample")
+    yield CostModelRecord("parameters", counted.parameters, "number of weights")
     yield CostModelRecord("latency", summary="measured milliseconds in the runtime of the settings", measure=_latency)
 
 
 def _latency(context: CostContext) -> MeasuredCost:
-    from lowrank_plugin import latency
+    from lowrank_plugin.costs import latency
 
     return latency.measure(context)
 

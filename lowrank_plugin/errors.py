@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,15 +50,3 @@ class EvaluationError(LowRankError, RuntimeError):
     def __init__(self, message: str, plan: dict[str, Any] | None = None, compressed: nn.Module | None = None) -> None:
         super().__init__(message)
         self.plan, self.compressed = plan, compressed
-
-
-def listed(names: Collection[str]) -> str:
-    """Names for a message: the first three, and how many more there are.
-
-    >>> listed(["conv1", "conv2", "conv3", "fc"])
-    "'conv1', 'conv2', 'conv3' and 1 more"
-
-    :param names: one or more.
-    """
-    shown = ", ".join(repr(name) for name in islice(names, 3))
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

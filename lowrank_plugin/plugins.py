@@ -17,7 +17,7 @@ import pluggy
 
 from lowrank_hooks import API_VERSION, PROJECT, specs
 from lowrank_plugin.errors import ConfigurationError, PluginError
-from lowrank_plugin.validation import suggestion
+from lowrank_plugin.support.messages import suggestion
 
 STRICT_VARIABLE = "LOWRANK_STRICT_PLUGINS"
 DISABLE_VARIABLE = "LOWRANK_DISABLE_PLUGINS"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.validation import validate
+from lowrank_plugin.support.validation import validate
 
 _NAMES = {"type": "array", "items": {"type": "string"}}
 _RANK = {"type": "integer", "minimum": 1, "description": "a whole number from 1"}
@@ -194,8 +194,9 @@ class Settings:
         }
         if not isinstance(values.get("decomposers", "auto"), str):
             values["decomposers"] = tuple(values["decomposers"])
-        values["target_scopes"] = _scopes(values.get("target_scopes"))
-        values["ignored_scopes"] = _scopes(values.get("ignored_scopes")) or ()
+        if values.get("target_scopes") is not None:
+            values["target_scopes"] = listed_scopes(values["target_scopes"])
+        values["ignored_scopes"] = listed_scopes(values.get("ignored_scopes"))
         settings = cls(**values, **nested)
         if settings.budget is None and not settings.ranks:
             msg = (
@@ -222,7 +223,14 @@ class Settings:
         }
 
 
-def _scopes(scopes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def listed_scopes(scopes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Scopes one by one, whether a section has none, one or several.
+
+    >>> listed_scopes("layer1"), listed_scopes(["conv", "fc"]), listed_scopes(None)
+    (('layer1',), ('conv', 'fc'), ())
+
+    :param scopes: the value of ``"target_scopes"`` or ``"ignored_scopes"``; None where the section has no such key.
+    """
     if scopes is None:
-        return None
+        return ()
     return (scopes,) if isinstance(scopes, str) else tuple(scopes)

@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 from common.table import show_cells
 
 import lowrank_plugin
-from lowrank_plugin.batches import no_progress
-from lowrank_plugin.flow import Flow
+from lowrank_plugin.flow.flow import Flow
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.support.progress import no_progress
 
 NORMS = ("frobenius", "covariance", "two-sided")
 POLICIES = {"one ratio": "uniform", "allocated": "lagrangian"}

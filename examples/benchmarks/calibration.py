@@ -33,13 +33,14 @@ sys.path.insert(0, str(ROOT / "examples"))
 from common.table import show_cells
 
 from lowrank_hooks import Norm, Problem
-from lowrank_plugin import memory
-from lowrank_plugin.batches import evaluating
-from lowrank_plugin.collection import collect
-from lowrank_plugin.fitting import fit, make_problem
+from lowrank_plugin.chains.fitting import fit
+from lowrank_plugin.layers.survey import Layer, survey
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.survey import Layer, survey
+from lowrank_plugin.statistics import passes
+from lowrank_plugin.statistics.collection import collect
+from lowrank_plugin.statistics.problems import make_problem
+from lowrank_plugin.support.batches import evaluating
 
 DRAWN = ["layer1.0.conv1", "layer1.1.conv2", "layer2.0.conv1", "layer2.0.conv2", "layer2.1.conv2", "layer3.0.conv1"]
 """Layers of the network of which only some positions are taken."""
@@ -91,7 +92,7 @@ def _memory(model: nn.Module, layers: dict[str, Layer], batches: list[torch.Tens
     _run(model, batches[:2])
     before = _peak()
     collect(model, layers, batches)
-    return {"predicted": memory.divide(model, layers, batches, SETTINGS).peak, "measured": _peak() - before}
+    return {"predicted": passes.divide(model, layers, batches, SETTINGS).peak, "measured": _peak() - before}
 
 
 def _peak() -> int:

@@ -33,10 +33,10 @@ from common.processor import avoid_missing_tiles
 from common.table import show_cells
 
 import lowrank_plugin
-from lowrank_plugin.allocation import chains_of
-from lowrank_plugin.batches import no_progress
-from lowrank_plugin.flow import Flow
+from lowrank_plugin.flow.flow import Flow
+from lowrank_plugin.ranks.allocation import chains_of
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.support.progress import no_progress
 
 RUNTIME = {"backend": "openvino", "precision": "fp32"}
 BATCH, STEPS = 32, 6

@@ -13,7 +13,7 @@ import lowrank_plugin
 from lowrank_hooks import DecomposerRecord, Point, RankPolicyRecord, hookimpl
 from lowrank_plugin.errors import PluginError
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.repair import absorb
+from lowrank_plugin.repair.moments import absorb
 from lowrank_plugin.solvers.svd import Svd
 
 

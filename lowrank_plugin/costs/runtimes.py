@@ -1,0 +1,97 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where networks run and are timed: PyTorch itself, or OpenVINO (imported only where it is asked for)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_plugin.costs.stopwatch import LAYER_SECONDS, in_bursts, interleaved, processor
+from lowrank_plugin.errors import ConfigurationError
+from lowrank_plugin.support.batches import call
+
+
+class Runtime(Protocol):
+    """Times modules; all times are milliseconds."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What the times depend on: backend, precision, version, processor and threads."""
+        ...
+
+    def layers(self, modules: Sequence[nn.Module], inputs: Tensor) -> list[float]:
+        """How long modules take for one input, each after all the others, without the cost of starting a network."""
+        ...
+
+    def networks(self, networks: Sequence[nn.Module], example: Any) -> list[float]:
+        """How long whole networks take for an example, side by side."""
+        ...
+
+
+def make_runtime(settings: Mapping[str, str] | None, model: nn.Module) -> Runtime:
+    """The runtime that the settings ask for.
+
+    :param settings: the section's ``"runtime"``; PyTorch in the model's own precision where it is left out.
+    :param model: the network that is to run there.
+    :raises ConfigurationError: where it is not installed or lacks the precision.
+    """
+    settings = {"backend": "pytorch", "precision": "fp32", **(settings or {})}
+    if settings["backend"] == "openvino":
+        try:
+            from lowrank_plugin.costs.openvino import OpenVinoRuntime
+        except ImportError as error:
+            msg = (
+                f'The runtime "openvino" cannot be used: {error}. Install it (pip install openvino) or take "pytorch".'
+            )
+            raise ConfigurationError(msg) from error
+        return OpenVinoRuntime(settings["precision"])
+    if settings["precision"] != "fp32":
+        msg = (
+            f'The runtime "pytorch" cannot be timed in {settings["precision"]}; take the backend "openvino", or "fp32".'
+        )
+        raise ConfigurationError(msg)
+    return PyTorchRuntime(model)
+
+
+class PyTorchRuntime:
+    """PyTorch in eager mode, on the model's device and in its dtype.
+
+    :param model: the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameter = next(model.parameters(), torch.empty(0))
+        gpu = parameter.device.type == "cuda"
+        self._wait: Callable[[], None] = torch.cuda.synchronize if gpu else lambda: None
+        self.facts = {
+            "backend": "pytorch",
+            "precision": "fp32" if parameter.dtype == torch.float32 else str(parameter.dtype).removeprefix("torch."),
+            "version": torch.__version__,
+            "processor": torch.cuda.get_device_name(parameter.device) if gpu else processor(),
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def layers(self, modules: Sequence[nn.Module], inputs: Tensor) -> list[float]:
+        """The least of interleaved times: a module runs after all the others, its weights are cold as in a network."""
+        return interleaved([self._run(module, inputs) for module in modules], LAYER_SECONDS * len(modules), pick=min)
+
+    def networks(self, networks: Sequence[nn.Module], example: Any) -> list[float]:
+        """Interleaved medians of bursts."""
+        return in_bursts([self._run(network, example) for network in networks])
+
+    def _run(self, module: nn.Module, example: Any) -> Callable[[], None]:
+        if any(each.training for each in module.modules()):
+            module = copy.deepcopy(module).eval()
+
+        def run() -> None:
+            with torch.inference_mode():
+                call(module, example)
+                self._wait()
+
+        return run

@@ -1,0 +1,175 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Chains in the basis in which rounding the tensors between their stages costs least; what they compute stays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lowrank_plugin.chains.record import report
+from lowrank_plugin.support.batches import call, evaluating, take_batches
+from lowrank_plugin.support.progress import Progress, no_progress
+
+SAMPLES = 128
+"""Samples that the tensors between the stages are seen on."""
+
+_FLOOR = 1e-3
+"""Standard deviations, as a share of the largest, below which directions count as equally small."""
+
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def rotate_chains(
+    compressed: nn.Module,
+    batches: Any,
+    *,
+    samples: int = SAMPLES,
+    inplace: bool = False,
+    progress: Progress = no_progress,
+) -> nn.Module:
+    r"""Prepare chains for int8: give the tensors between their stages channels that are all of the same size.
+
+    Between two stages there is no activation function, so any invertible T may be put there: the first stage becomes
+    T W1 and the second W2 T^-1, and the network computes the same. Activations have one step for all channels, set by
+    the widest, and in the bases that solvers return a few channels are many times wider than the rest. With the second
+    moments C of the tensor and B of the second stage's weights (W2' W2), rounding noise in the output grows with
+    :math:`\max_i (T C T')_{ii} \cdot tr(T^{-\top} B T^{-1})`. The bound from below is
+    :math:`(tr (C^{1/2} B C^{1/2})^{1/2})^2` over the number of channels, and it is met by the balanced basis [1], in
+    which both moments are the same diagonal matrix, followed by a rotation that spreads every direction over all
+    channels, as Hadamard matrices do for language models [2].
+
+    [1] Moore, "Principal component analysis in linear systems: controllability, observability, and model reduction",
+    IEEE Transactions on Automatic Control 26(1), 1981, section IV.
+    [2] Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", NeurIPS 2024, arXiv:2404.00456.
+
+    >>> import lowrank_plugin
+    >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    >>> small = lowrank_plugin.decompose(nn.Sequential(nn.Linear(8, 8)), [x], ranks={"0": 4}, rank_multiple=1)
+    >>> ready = rotate_chains(small, [x])
+    >>> torch.allclose(ready(x), small(x), atol=1e-5)
+    True
+
+    :param compressed: a model that came out of :func:`lowrank_plugin.decompose`, not quantized yet.
+    :param batches: calibration data, as for :func:`lowrank_plugin.decompose`.
+    :param samples: the most samples used.
+    :param inplace: change the model itself.
+    :param progress: shows a bar.
+    :return: the model that computes the same, up to rounding. Grouped stages, such as CPD's depthwise ones, and those
+        in half precision are left as they are.
+    :raises LowRankError: where the model carries no record of its chains, or the data cannot be used.
+    """
+    model = compressed if inplace else copy.deepcopy(compressed)
+    pairs = list(_pairs(model))
+    if not pairs:
+        return model
+    moments = _second_moments(model, [first for first, _ in pairs], take_batches(model, batches, samples), progress)
+    for index, (first, second) in enumerate(pairs):
+        if index in moments and bool(torch.isfinite(moments[index]).all()):
+            _change_basis(first, second, moments[index])
+    return model
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Stages that follow on each other and may exchange a basis."""
+    for name in report(model).to_dict()["layers"]:
+        chain = model.get_submodule(name)
+        stages = list(chain) if isinstance(chain, nn.Sequential) else []
+        yield from ((first, second) for first, second in pairwise(stages) if _open(first, second))
+
+
+def _open(*stages: nn.Module) -> bool:
+    return all(
+        isinstance(stage, _KINDS)
+        and getattr(stage, "groups", 1) == 1
+        and not parametrize.is_parametrized(stage)
+        and stage.weight.dtype.itemsize >= 4
+        for stage in stages
+    )
+
+
+def _second_moments(model: nn.Module, stages: list[Any], batches: list[Any], progress: Progress) -> dict[int, Tensor]:
+    """The sums of squares and products of the stages' outputs, about zero: float64 [R, R] by place."""
+    sums: dict[int, Tensor] = {}
+
+    def watching(index: int) -> Any:
+        def hook(stage: Any, args: tuple[Any, ...], output: Tensor) -> None:
+            vectors = output.movedim(-stage.weight.dim() + 1, -1).reshape(-1, stage.weight.shape[0])
+            sums[index] = sums.get(index, 0) + (vectors.mT @ vectors).double()
+
+        return hook
+
+    handles = [stage.register_forward_hook(watching(index)) for index, stage in enumerate(stages)]
+    try:
+        with evaluating(model):
+            for batch in progress(batches, description="Rotating chains", total=len(batches)):
+                call(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sums
+
+
+@torch.no_grad()
+def _change_basis(first: Any, second: Any, moment: Tensor) -> None:
+    columns = second.weight.double().movedim(1, 0).flatten(1)
+    there, back = balanced(moment, columns @ columns.mT)
+    made = torch.tensordot(there, first.weight.double(), dims=1)
+    read = torch.tensordot(second.weight.double(), back, dims=([1], [0])).movedim(-1, 1)
+    # training wants weights of one size in both stages; rounding does not mind
+    sizes = [tensor.square().mean().sqrt() for tensor in (made, read)]
+    scale = (sizes[1] / sizes[0]).sqrt() if min(sizes) > 0 else 1.0
+    first.weight.copy_(made * scale)
+    if first.bias is not None:
+        first.bias.copy_(there @ first.bias.double() * scale)
+    second.weight.copy_(read / scale)
+
+
+def balanced(moment: Tensor, reading: Tensor) -> tuple[Tensor, Tensor]:
+    """The basis in which a tensor and what reads it have equal second moments, spread evenly over the channels.
+
+    >>> moment, reading = torch.diag(torch.tensor([16.0, 1.0])).double(), torch.eye(2).double()
+    >>> there, back = balanced(moment, reading)
+    >>> (there @ moment @ there.mT).diagonal(), (back.mT @ reading @ back).diagonal()
+    (tensor([2.5000, 2.5000], dtype=torch.float64), tensor([2.5000, 2.5000], dtype=torch.float64))
+
+    :param moment: second moments of the tensor [R, R], float64.
+    :param reading: second moments of the weights that read each channel [R, R], float64.
+    :return: the change of basis [R, R] and its inverse.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    spread = values.clamp_min(_FLOOR**2 * values[-1].clamp_min(torch.finfo(values.dtype).tiny)).sqrt()
+    root = vectors * spread
+    squares, basis = torch.linalg.eigh(root.mT @ reading @ root)
+    scale = squares.clamp_min(_FLOOR**4 * squares[-1].clamp_min(torch.finfo(values.dtype).tiny)).pow(0.25)
+    rotation = spreading(len(values)).to(values)
+    return rotation @ (scale[:, None] * basis.mT) @ (vectors / spread).mT, (root @ basis / scale) @ rotation.mT
+
+
+def spreading(size: int) -> Tensor:
+    """An orthogonal matrix whose entries are all about equally large, at most the square root of 2 over the mean.
+
+    A Hadamard matrix where the size is a power of two; otherwise its odd factor is that of a discrete Hartley
+    transform (Bracewell, "Discrete Hartley transform", JOSA 73(12), 1983).
+
+    >>> spreading(2)
+    tensor([[ 0.7071,  0.7071],
+            [ 0.7071, -0.7071]], dtype=torch.float64)
+
+    :param size: rows and columns.
+    :return: [size, size], float64.
+    """
+    odd = size // (size & -size)
+    steps = torch.arange(odd, dtype=torch.float64)
+    angles = 2 * torch.pi / odd * (steps[:, None] * steps % odd)
+    matrix = angles.cos() + angles.sin()
+    while len(matrix) < size:
+        matrix = torch.kron(matrix.new_tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return matrix / size**0.5

@@ -1,0 +1,262 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Distillation without labels: block by block, front to back, the chains are refitted to the original's outputs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from lowrank_hooks import LayerAdapter, StepEvent
+from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.repair.checkpoint import Errors, Notebook
+from lowrank_plugin.repair.gauss_newton import Divergence, Loss, Sample, SquaredError, Weights, minimise
+from lowrank_plugin.repair.kronecker import Kronecker
+from lowrank_plugin.support.batches import call, enough, evaluating, split
+from lowrank_plugin.support.progress import Progress, no_progress
+
+logger = logging.getLogger("lowrank_plugin")
+
+HELD_OUT = 1 / 8
+"""Share of the calibration samples that the chains are judged on and not fitted to."""
+
+POSITIONS = 48
+"""Output positions that a block is fitted to, as a multiple of the inputs of its widest stage."""
+
+BATCH = 32
+"""Samples that go through a block at a time."""
+
+LEAST = 64
+"""Samples that a block is fitted to at least, where there are as many: positions of one image are much alike."""
+
+PROBED = 64
+"""Samples that the curvature of a block is estimated from."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the network that is refitted as a whole.
+
+    :param name: the dotted name of a module; empty for the network itself.
+    :param chains: the names of the chains in it that are refitted.
+    """
+
+    name: str
+    chains: tuple[str, ...]
+
+
+def find_blocks(model: nn.Module, chains: Sequence[str]) -> list[Block]:
+    """The blocks that chains are in: the nearest module around each that is more than a sequence, or the chain alone.
+
+    >>> find_blocks(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3))), ["0.0"])
+    [Block(name='0.0', chains=('0.0',))]
+
+    :param model: the network with chains.
+    :param chains: their names, in the order of the forward pass.
+    :return: blocks in the order in which the first of their chains runs.
+    """
+    found: dict[str, list[str]] = {}
+    for chain in chains:
+        parents = [chain.rsplit(".", count)[0] for count in range(1, chain.count(".") + 1)]
+        around = (name for name in parents if type(model.get_submodule(name)) not in (nn.Sequential, nn.ModuleList))
+        found.setdefault(next(around, chain), []).append(chain)
+    return [Block(name, tuple(inside)) for name, inside in found.items()]
+
+
+def distill(
+    original: nn.Module,
+    compressed: nn.Module,
+    chains: Sequence[str],
+    batches: Sequence[Any],
+    *,
+    steps: int = 6,
+    network_steps: int = 0,
+    seed: int = 0,
+    notebook: Notebook | None = None,
+    progress: Progress = no_progress,
+) -> Errors:
+    """Refit the chains of every block to what the block puts out in the original network.
+
+    A block gets the inputs that it will really have, those of the compressed network with all blocks before it
+    refitted, so that it makes up for what went wrong before. Each block is a small nonlinear least-squares problem,
+    solved by Gauss-Newton with conjugate gradients (:func:`lowrank_plugin.repair.gauss_newton.minimise`), which need
+    neither learning rate nor labels. One sample in eight is held out: a block is changed only where that lowers its
+    error.
+
+    Afterwards all chains are fitted together to the original's logits, in the same way, by their divergence.
+
+    :param original: the network before its compression.
+    :param compressed: the network with chains, changed in place; at least float32.
+    :param chains: names of the chains, in the order of the forward pass.
+    :param batches: model inputs, at least two samples.
+    :param steps: the most conjugate-gradient steps for a block.
+    :param network_steps: the most for the whole network; where its output is no matrix of logits there are none.
+    :param seed: of the random probes.
+    :param notebook: where what is done is kept, and found again after an interruption; None keeps nothing.
+    :param progress: shows a bar.
+    :return: the loss of each block (of the network under the empty name) on the held-out samples as a share of what
+        constant outputs would cost, before and after.
+    :raises CalibrationError: where there are fewer than two samples.
+    :raises PlanError: where the notebook cannot be read or written.
+    """
+    learned, held_out = split(batches, HELD_OUT, BATCH)
+    blocks = find_blocks(compressed, chains)
+    if network_steps:
+        blocks = [*(block for block in blocks if block.name), Block("", tuple(chains))]
+    found = notebook.read() if notebook else {}
+    with evaluating(original), evaluating(compressed):
+        shown = progress(blocks, description="Distilling blocks", total=len(blocks))
+        for done, block in enumerate(shown, start=1):
+            if block.name not in found:
+                most = steps if block.name else network_steps or steps
+                errors = _refit(original, compressed, block, learned, held_out, most, seed)
+                if errors is not None:
+                    found[block.name] = errors
+                    if notebook:
+                        notebook.write(found)
+            manager().hook.lowrank_step(event=StepEvent("distill", done, len(blocks), block.name))
+    return found
+
+
+def _refit(
+    original: nn.Module,
+    compressed: nn.Module,
+    block: Block,
+    learned: Sequence[Any],
+    held_out: Sequence[Any],
+    steps: int,
+    seed: int,
+) -> tuple[float, float] | None:
+    module = compressed.get_submodule(block.name)
+    layers = _layers(block, compressed)
+    if not layers:
+        logger.info("Block %s is not distilled: its chains are no plain convolutions or linear layers.", block.name)
+        return None
+    judged = list(_samples(original, compressed, block.name, held_out))
+    if not judged:
+        logger.info("Block %s is not distilled: it gives no tensor, or runs unlike the original.", block.name)
+        return None
+    whole = not block.name
+    if whole and judged[0].target.dim() != 2:
+        logger.info("The network as a whole is not distilled: its output is no matrix of logits.")
+        return None
+    wanted = enough(learned, math.inf if whole else _wanted(layers, judged))
+    samples = list(_samples(original, compressed, block.name, wanted))
+    return fit_module(module, layers, samples, judged, Divergence() if whole else SquaredError(), steps, seed)
+
+
+def fit_module(
+    module: nn.Module,
+    layers: Mapping[str, tuple[nn.Module, LayerAdapter]],
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    loss: Loss,
+    steps: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Refit some layers of a module, in place.
+
+    :param module: the module.
+    :param layers: the layers in it by their names there, with their adapters.
+    :param samples: pairs of (args, kwargs) of its forward and outputs wanted.
+    :param held_out: likewise.
+    :param loss: what is lowered.
+    :param steps: the most conjugate-gradient steps.
+    :param seed: of the random probes.
+    :return: the loss on the held-out samples as a share of what constant outputs would cost, before and after.
+    """
+    weights = {
+        f"{name}.{each}": parameter.detach()
+        for name, (layer, _) in layers.items()
+        for each, parameter in layer.named_parameters(recurse=False)
+    }
+    frozen = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def function(changed: Weights, inputs: tuple[Any, Any]) -> Tensor:
+        # copies, because a module may change its inputs in place and these are used again
+        args, kwargs = _copied(inputs)
+        output: Tensor = functional_call(module, {**frozen, **changed}, args, kwargs)
+        return output
+
+    probed = samples[: math.ceil(PROBED / samples[0].target.shape[0])]
+    curvature = Kronecker(function, layers, probed, len(probed) / len(samples), loss, seed)
+    outcome = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, steps)
+    for name, (layer, _) in layers.items():
+        for each, parameter in layer.named_parameters(recurse=False):
+            parameter.copy_(outcome.weights[f"{name}.{each}"])
+    scale = sum(
+        float(loss.value(each.target.mean(dim=0, keepdim=True).expand_as(each.target), each.target))
+        for each in held_out
+    )
+    return outcome.before / scale, outcome.after / scale
+
+
+def _layers(block: Block, model: nn.Module) -> dict[str, tuple[nn.Module, LayerAdapter]]:
+    """The stages of a block's chains by their names in it; only plain layers, whose patches can be seen."""
+    conv = ConvAdapter()
+    adapters: dict[type, LayerAdapter] = {nn.Conv1d: conv, nn.Conv2d: conv, nn.Conv3d: conv, nn.Linear: LinearAdapter()}
+    found = {}
+    for chain in block.chains:
+        inside = chain[len(block.name) :].lstrip(".")
+        stages = {f"{inside}.{name}".lstrip("."): stage for name, stage in model.get_submodule(chain).named_children()}
+        if all(type(stage) in adapters for stage in stages.values()):
+            found.update({name: (stage, adapters[type(stage)]) for name, stage in stages.items()})
+    return found
+
+
+def _copied(values: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
+
+
+class _EnoughError(Exception):
+    """The calls looked for have been seen; the rest of the network need not run."""
+
+
+def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Sequence[Any]) -> Iterator[Sample]:
+    """What goes into a block of the compressed network, and what comes out of the original's on the same data."""
+    for batch in batches:
+        outputs: list[Any] = []
+        inputs: list[Any] = []
+
+        def keep(_: nn.Module, __: Any, output: Any, outputs: list[Any] = outputs) -> None:
+            outputs.append(output.clone() if isinstance(output, Tensor) else None)
+
+        def stop(
+            _: nn.Module, args: Any, kwargs: Any, inputs: list[Any] = inputs, outputs: list[Any] = outputs
+        ) -> None:
+            inputs.append(_copied((args, kwargs)))
+            if len(inputs) == len(outputs):
+                raise _EnoughError
+
+        handle = original.get_submodule(name).register_forward_hook(keep)
+        try:
+            call(original, batch)
+        finally:
+            handle.remove()
+        handle = compressed.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            call(compressed, batch)
+        except _EnoughError:
+            pass
+        finally:
+            handle.remove()
+        if len(inputs) == len(outputs) and all(output is not None for output in outputs):
+            yield from (Sample(each, output) for each, output in zip(inputs, outputs, strict=True))
+
+
+def _wanted(layers: Mapping[str, tuple[nn.Module, LayerAdapter]], seen: Sequence[Sample]) -> int:
+    """How many samples a block is fitted to."""
+    kernels = [adapter.kernel(layer) for layer, adapter in layers.values()]
+    inputs = max(kernel[0, 0].numel() for kernel in kernels)
+    target = seen[0].target
+    positions = target[0].numel() / max(kernel.shape[0] * kernel.shape[1] for kernel in kernels)
+    return max(LEAST, math.ceil(POSITIONS * inputs / max(1.0, positions)))

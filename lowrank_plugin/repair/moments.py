@@ -1,0 +1,146 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Repair after replacement: each chain's output gets the mean and the variance that the layer's output had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_hooks import StepEvent
+from lowrank_plugin.layers.survey import Layer
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.statistics.moments import ChannelStatistics
+from lowrank_plugin.support import processes
+from lowrank_plugin.support.batches import call, evaluating
+from lowrank_plugin.support.progress import Progress, no_progress
+
+_LARGEST_SCALE = 2.0
+
+
+def match_moments(
+    compressed: nn.Module,
+    templates: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
+    wanted: Mapping[str, Sequence[ChannelStatistics]],
+    batches: Sequence[Any],
+    progress: Progress = no_progress,
+) -> None:
+    """Give every chain a scale and a shift a channel, absorbed into its last stage.
+
+    While the compressed network runs, each chain's output is corrected with what was seen so far before it goes on, so
+    that later chains are matched on the input they will really get. What it is compared with is what the layer put out
+    on the same samples, so that the chance of which samples came first cancels.
+
+    Under ``torch.distributed`` the processes run their batches side by side and exchange at each chain what they see
+    there: every batch is corrected with itself and those before it, as in one process. A chain that runs more than once
+    for a batch would see them in another order, so with such a one every process runs all batches.
+
+    :param compressed: the network with chains, changed in place.
+    :param templates: the layers that the chains came from, by name.
+    :param layers: how those are seen.
+    :param wanted: the statistics of their outputs in the original network, a value for each call.
+    :param batches: the model inputs that those statistics are from, in the same order.
+    :param progress: shows a bar.
+    """
+    divided = all(len(layer.calls) == 1 for layer in layers.values())
+    mine = processes.in_step(batches) if divided else list(batches)
+    running = {name: _Running(wanted[name], divided) for name in layers}
+    batch: Any = None
+
+    def correcting(layer: Layer) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            result = output.clone()
+            view = layer.adapter.outputs(templates[layer.name], result)
+            seen = None if batch is None else ChannelStatistics.of(view, channel_axes=2)
+            scale, shift = running[layer.name].correction(seen, view.device)
+            size = view.shape[-2:]
+            view.mul_(scale.to(view).reshape(size)).add_(shift.to(view).reshape(size))
+            return result
+
+        return hook
+
+    handles = [
+        compressed.get_submodule(name).register_forward_hook(correcting(layer)) for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(compressed):
+            shown = progress(mine, description="Matching moments", total=len(mine))
+            for done, batch in enumerate(shown, start=1):
+                # a process that is out of batches runs along, so that the others find it at every chain
+                call(compressed, batches[-1] if batch is None else batch)
+                manager().hook.lowrank_step(event=StepEvent("repair", done, len(mine)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, each in running.items():
+        if each.seen:
+            absorb(compressed.get_submodule(name)[-1], *correction(each.wanted[len(each.seen) - 1], each.seen[-1]))  # type: ignore[index]
+
+
+class _Running:
+    """What a chain should put out and what it did, added up batch after batch, over all processes.
+
+    :param wanted: the statistics of the layer's outputs, in the order of the batches.
+    :param divided: whether each process runs batches of its own.
+    """
+
+    def __init__(self, wanted: Sequence[ChannelStatistics], divided: bool) -> None:
+        self.wanted, self.seen = list(accumulate(wanted)), list[ChannelStatistics]()
+        self._divided = divided
+
+    def correction(self, seen: ChannelStatistics | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Take in an output and say how to correct it.
+
+        :param seen: its statistics; None where it is of no batch of this process's own.
+        :param device: where they are wanted.
+        """
+        before, place = len(self.seen), processes.place() if self._divided else 0
+        for each in processes.gathered(seen) if self._divided else [seen]:
+            if each is not None:
+                self.seen.append(sum(self.seen[-1:], start=each.to(device)))
+        index = min(before + place, len(self.seen) - 1)
+        return correction(self.wanted[index], self.seen[index])
+
+
+def correction(wanted: ChannelStatistics, seen: ChannelStatistics) -> tuple[Tensor, Tensor]:
+    """The scale and shift that give a channel the wanted mean and variance.
+
+    A channel that hardly varies is only shifted, and no scale exceeds a factor of two either way.
+
+    :param wanted: statistics of the original's output.
+    :param seen: statistics of the chain's output.
+    :return: scale and shift, [C] each, in float64.
+    """
+    floor = torch.finfo(torch.float32).eps * wanted.variance.mean()
+    ratio = wanted.variance / seen.variance
+    alive = (wanted.variance > floor) & (seen.variance > floor)
+    scale = torch.where(alive, ratio, torch.ones_like(ratio)).sqrt().clamp(1 / _LARGEST_SCALE, _LARGEST_SCALE)
+    return scale, wanted.mean - scale * seen.mean
+
+
+def absorb(last: Any, scale: Tensor, shift: Tensor) -> None:
+    """Multiply a layer's output by ``scale`` and add ``shift``, by changing its weight and bias.
+
+    :param last: a convolution or linear layer; it gets a bias if it has none.
+    :param scale: [C].
+    :param shift: [C].
+    """
+    with torch.no_grad():
+        weight = last.weight
+        # torch keeps the outputs of a transposed convolution on the second axis, those of each group alone
+        if getattr(last, "transposed", False):
+            by_group = weight.unflatten(0, (last.groups, -1)).transpose(1, 2)
+            by_group.mul_(scale.to(weight).reshape(*by_group.shape[:2], *(1 for _ in by_group.shape[2:])))
+        else:
+            weight.mul_(scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:])))
+        bias = shift if last.bias is None else last.bias.double() * scale + shift
+        if last.bias is None:
+            last.bias = nn.Parameter(bias.to(weight), requires_grad=weight.requires_grad)
+        else:
+            last.bias.copy_(bias)

@@ -1,0 +1,99 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Statistics in a file: tensors in the safetensors format, everything else as JSON in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lowrank_plugin.errors import StatisticsError
+from lowrank_plugin.statistics.autocorrelation import Autocorrelation, Axis, Geometry
+from lowrank_plugin.statistics.collection import Observed
+from lowrank_plugin.statistics.moments import ChannelStatistics, Moments
+from lowrank_plugin.statistics.vectors import Inputs, Vectors
+from lowrank_plugin.support.files import read_whole, write_whole
+
+if TYPE_CHECKING:
+    from lowrank_plugin.statistics import Statistics
+
+FORMAT = 1
+_KEY = "lowrank_statistics"
+_FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", "origin")
+
+
+def write(statistics: Statistics, path: Path) -> None:
+    """Write statistics to a new file and give it the name of the old one.
+
+    :param statistics: the statistics.
+    :param path: of the file.
+    :raises StatisticsError: where it cannot be written; what was there before is still there.
+    """
+    tensors: dict[str, Tensor] = {}
+    manifest: dict[str, Any] = {"format": FORMAT, "layers": {}}
+    for index, (name, observed) in enumerate(statistics.layers.items()):
+        manifest["layers"][name] = {"index": index, **_pack(f"{index}.", observed, tensors)}
+    for index, (name, gradient) in enumerate(statistics.gradients.items()):
+        manifest.setdefault("gradients", []).append(name)
+        tensors[f"gradient.{index}"] = gradient
+    manifest.update({key: getattr(statistics, key) for key in _FACTS})
+    try:
+        write_whole(path, tensors, {_KEY: json.dumps(manifest)})
+    except (OSError, SafetensorError) as error:
+        msg = f"Cannot write statistics to {str(path)!r}, nothing was changed there. {type(error).__name__}: {error}"
+        raise StatisticsError(msg) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file holds, as the arguments of :class:`lowrank_plugin.Statistics`.
+
+    :param path: of the file.
+    :raises StatisticsError: where it is missing, cut short, something else, or of a newer format.
+    """
+    start = f"Cannot read statistics from {str(path)!r}; it is no whole file of them."
+    manifest, tensors = read_whole(path, _KEY, lambda cause: StatisticsError(f"{start} {cause}"))
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format", "none")
+        msg = f"Cannot read {str(path)!r}: expected statistics of format {FORMAT}, found {found}."
+        raise StatisticsError(msg)
+    layers = {name: _unpack(f"{entry['index']}.", entry, tensors) for name, entry in manifest["layers"].items()}
+    gradients = {name: tensors[f"gradient.{index}"] for index, name in enumerate(manifest.get("gradients", ()))}
+    facts = {key: manifest[key] for key in _FACTS}
+    return {**facts, "layers": layers, "gradients": gradients, "data": tuple(facts["data"])}
+
+
+def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    patches = observed.patches
+    entry: dict[str, Any] = {}
+    if patches.count and isinstance(patches, Vectors):
+        entry, tensors[prefix + "vectors"] = {"count": patches.count}, patches.rows
+    elif patches.count:
+        entry = {"count": patches.count}
+        if isinstance(patches, Autocorrelation):
+            entry = {"samples": patches.samples, "geometry": dataclasses.asdict(patches.geometry)}
+        for key in ("shift", "sums", "products"):
+            tensors[prefix + key] = getattr(patches, key)
+    outputs = observed.outputs[1:]
+    total = sum(outputs, start=observed.outputs[0])
+    tensors[prefix + "output_mean"], tensors[prefix + "output_variance"] = total.mean, total.variance
+    return {**entry, "outputs": total.count}
+
+
+def _unpack(prefix: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Observed:
+    sums: dict[str, Any] = {key: tensors.get(prefix + key) for key in ("shift", "sums", "products")}
+    patches: Inputs | Autocorrelation = Moments(entry.get("count", 0), **sums)
+    if (vectors := tensors.get(prefix + "vectors")) is not None:
+        patches = Vectors(vectors)
+    if "geometry" in entry:
+        stored = entry["geometry"]
+        axes = tuple(Axis(**axis) for axis in stored["axes"])
+        patches = Autocorrelation(Geometry(stored["groups"], stored["channels"], axes), entry["samples"], **sums)
+    outputs = ChannelStatistics(entry["outputs"], tensors[prefix + "output_mean"], tensors[prefix + "output_variance"])
+    return Observed(patches, [outputs])

@@ -1,0 +1,194 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How much the model's output depends on each layer's: second moments of output gradients, without labels."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lowrank_hooks import StepEvent
+from lowrank_plugin.errors import LowRankError
+from lowrank_plugin.layers.survey import Layer
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.support import processes
+from lowrank_plugin.support.batches import batch_size, call, enough, evaluating
+from lowrank_plugin.support.progress import Progress, no_progress
+
+logger = logging.getLogger("lowrank_plugin")
+
+SAMPLES = 128
+"""Samples that gradients are taken from."""
+
+Watch = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Callable[[Tensor], None]]
+"""Called when a layer has run, with the module, the arguments of its forward and its output; what it returns is called
+with the gradient of the probe of the log-likelihood with respect to that output."""
+
+
+def collect_gradients(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Any],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Tensor]:
+    r"""The Fisher information of each layer's output: E[g g'], g the log-likelihood's gradient.
+
+    A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2`` nats, if errors at different
+    positions are independent; see :func:`pull_back`.
+
+    :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
+    :param layers: the layers by name.
+    :param batches: model inputs.
+    :param samples: how many samples are used.
+    :param seed: seed of the random draws.
+    :param progress: shows a bar.
+    :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
+        empty where the model's output cannot be differentiated.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def watching(layer: Layer) -> Watch:
+        def watch(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Callable[[Tensor], None]:
+            def receive(gradient: Tensor) -> None:
+                vectors = layer.adapter.outputs(module, gradient)
+                vectors = vectors.reshape(-1, *vectors.shape[-2:]).movedim(1, 0).float()
+                gram = (vectors.mT @ vectors).double()
+                sums[layer.name] = sums[layer.name] + gram if layer.name in sums else gram
+
+            return receive
+
+        return watch
+
+    watches = {name: watching(layer) for name, layer in layers.items()}
+    return pull_back(
+        model,
+        watches,
+        batches,
+        sums,
+        samples=samples,
+        seed=seed,
+        description="Collecting gradients",
+        progress=progress,
+    )
+
+
+def pull_back(
+    model: nn.Module,
+    watches: Mapping[str, Watch],
+    batches: Sequence[Any],
+    sums: Mapping[str, Tensor],
+    *,
+    samples: int,
+    seed: int,
+    description: str,
+    progress: Progress,
+    after: Callable[[Any], None] = lambda batch: None,
+) -> dict[str, Tensor]:
+    r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
+
+    What goes backwards from logits is :math:`S\,\epsilon` with independent random signs :math:`\epsilon` and
+    :math:`S S^T = diag(p) - p p^T`, so that the second moments of gradients are the curvature of the KL divergence
+    between the model and a perturbed one. That is less noisy than the gradient for a label drawn from p, which has the
+    same second moments. An output that is no matrix of logits is taken as Gaussian with the variance it has over the
+    batch.
+
+    :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
+    :param watches: who looks, by the names of the layers.
+    :param batches: model inputs; under ``torch.distributed`` this process takes its share of them.
+    :param sums: by layer name, what is summed over the samples while the watches and ``after`` are called.
+    :param samples: how many samples are used.
+    :param seed: seed of the random draws.
+    :param description: for the bar.
+    :param progress: shows it.
+    :param after: called with each batch when its gradients have been shown.
+    :return: the sums of all processes over the number of samples; empty, after a warning, where the model's output
+        cannot be differentiated.
+    """
+    chosen = enough(batches, samples)
+    generator = torch.Generator()
+    handles = [
+        model.get_submodule(name).register_forward_hook(_tap(watch), with_kwargs=True)
+        for name, watch in watches.items()
+    ]
+
+    def run() -> None:
+        mine = processes.share(chosen)
+        shown = progress(mine, description=description, total=len(mine))
+        for done, (place, batch) in enumerate(shown, start=1):
+            # a draw of its own for each batch, whichever process it falls to
+            generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
+            _probe(call(_Frozen(model), batch), generator).backward()
+            after(batch)
+            manager().hook.lowrank_step(event=StepEvent("weigh", done, len(mine)))
+
+    try:
+        with evaluating(model), torch.enable_grad():
+            processes.together(run)
+    except (RuntimeError, LowRankError) as error:
+        logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    total = sum(batch_size(batch) for batch in chosen)
+    summed = processes.summed(sums, next(model.parameters()).device)
+    return {name: each / total for name, each in summed.items()}
+
+
+class _Frozen(nn.Module):
+    """The model with its parameters cut out of the graph, so that no gradient reaches them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        detached = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, detached, args, kwargs)
+
+
+def _tap(watch: Watch) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        with torch.no_grad():
+            receive = watch(module, args, kwargs, output)
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        # a copy, because what follows may change it in place and a leaf must not be
+        output = output.clone()
+        output.register_hook(receive)
+        return output
+
+    return hook
+
+
+def _probe(output: Any, generator: torch.Generator) -> Tensor:
+    """A scalar whose gradient has the curvature of the model's own distribution as second moments."""
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    terms = [_one(leaf.float(), generator) for leaf in leaves if leaf.requires_grad]
+    if not terms:
+        msg = "no floating-point output depends on its layers through autograd"
+        raise RuntimeError(msg)
+    return torch.stack(terms).sum()
+
+
+def _one(output: Tensor, generator: torch.Generator) -> Tensor:
+    if output.dim() == 2 and output.shape[1] > 1:
+        probability = output.detach().softmax(dim=1)
+        signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
+        rooted = probability.sqrt() * signs
+        return ((rooted - probability * rooted.sum(dim=1, keepdim=True)) * output).sum()
+    noise = torch.randn(output.shape, generator=generator).to(output.device)
+    spread = output.detach().std(correction=0).clamp_min(torch.finfo(output.dtype).tiny)
+    return (noise * output).sum() / spread / max(1, output[0].numel() if output.dim() else 1) ** 0.5

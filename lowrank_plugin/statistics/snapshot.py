@@ -1,0 +1,221 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Statistics of a network as a value: collected once, used for many budgets, merged, saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lowrank_plugin.errors import StatisticsError
+from lowrank_plugin.layers.survey import Layer
+from lowrank_plugin.plugins import OWN_DISTRIBUTION
+from lowrank_plugin.settings import Settings
+from lowrank_plugin.statistics import file
+from lowrank_plugin.statistics.collection import Observed
+from lowrank_plugin.statistics.gradients import SAMPLES
+from lowrank_plugin.statistics.weighing import Weights, weight_at
+from lowrank_plugin.support.batches import batch_size, enough
+from lowrank_plugin.support.messages import listed
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was seen of every compressible layer, and of which network and data.
+
+    :param layers: moments of the input patches and statistics of the outputs, by layer name.
+    :param weights: SHA-256 of each layer's weight, by which the network is known again.
+    :param gradients: second moments of the output gradients [G, T, T], float64; empty where there are none.
+    :param samples: how many samples were seen.
+    :param costs: what errors at each layer cost the model, see :data:`lowrank_plugin.statistics.weighing.Weights`;
+        empty where that is not known.
+    :param gradient_samples: how many of them the gradients and costs are from.
+    :param data: SHA-256 of the model inputs, one for each run.
+    :param example: shapes and dtypes of one model input, as JSON; None where it holds more than tensors.
+    :param origin: seed, positions and versions, as JSON.
+    """
+
+    layers: Mapping[str, Observed]
+    weights: Mapping[str, str]
+    gradients: Mapping[str, Tensor]
+    costs: Mapping[str, Weights]
+    samples: int
+    gradient_samples: int
+    data: tuple[str, ...]
+    example: Any = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
+        """See that these are statistics of a network.
+
+        :param model: the network.
+        :param layers: its compressible layers.
+        :raises StatisticsError: where a layer of one name has other weights, or all layers have other names.
+        """
+        if layers and not any(name in self.weights for name in layers):
+            msg = (
+                f"The statistics are of another network: they know {listed(self.weights)}, but this one has "
+                f"{listed(layers)}. Collect statistics of this network."
+            )
+            raise StatisticsError(msg)
+        for name, layer in layers.items():
+            if name in self.weights and self.weights[name] != digest(layer.adapter.kernel(model.get_submodule(name))):
+                msg = (
+                    f"The statistics are of another network: the weight of its layer {name!r} differs from this one's. "
+                    "Collect statistics of this network."
+                )
+                raise StatisticsError(msg)
+
+    def merge(self, *others: Statistics) -> Statistics:
+        """Those of all runs together, as if it had been one, except that each drew its own positions and labels.
+
+        :param others: statistics of the same network on other data.
+        :raises StatisticsError: where they are of another network, or of data that is already in.
+        """
+        merged = self
+        for other in others:
+            merged = merged._with(other)
+        return merged
+
+    def _with(self, other: Statistics) -> Statistics:
+        if self.weights != other.weights:
+            different = listed(dict(sorted({*self.weights.items()} ^ {*other.weights.items()})))
+            msg = f"Statistics of different networks cannot be merged: they differ in the layers {different}."
+            raise StatisticsError(msg)
+        if twice := set(self.data) & set(other.data):
+            msg = f"Both statistics are of the same data (SHA-256 {min(twice)[:12]}...), which would then count twice."
+            raise StatisticsError(msg)
+        layers = {
+            name: self.layers[name] + other.layers[name]
+            if name in self.layers and name in other.layers
+            else (self.layers if name in self.layers else other.layers)[name]
+            for name in {**self.layers, **other.layers}
+        }
+        total = max(1, self.gradient_samples + other.gradient_samples)
+        shares = (self.gradient_samples / total, other.gradient_samples / total)
+        gradients = {
+            name: shares[0] * self.gradients[name] + shares[1] * other.gradients[name].to(self.gradients[name])
+            for name in self.gradients.keys() & other.gradients.keys()
+        }
+        return Statistics(
+            layers,
+            self.weights,
+            {name: gradients[name] for name in self.gradients if name in gradients},
+            {
+                name: [
+                    (error, shares[0] * cost + shares[1] * weight_at(other.costs[name], error)) for error, cost in each
+                ]
+                for name, each in self.costs.items()
+                if name in other.costs
+            },
+            self.samples + other.samples,
+            self.gradient_samples + other.gradient_samples,
+            (*self.data, *other.data),
+            self.example,
+            self.origin,
+        )
+
+    def inputs(self) -> Any:
+        """Zeros in the shape of a model input that was seen.
+
+        :raises StatisticsError: where its structure could not be written down.
+        """
+        if self.example is None:
+            msg = "The statistics do not know what the model's input looks like; give an example_input."
+            raise StatisticsError(msg)
+        return _unfold(self.example)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one file in the safetensors format, in float64. A file of that name is replaced at once.
+
+        :param path: of the file.
+        :raises StatisticsError: where it cannot be written; what was there before is still there.
+        """
+        file.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read a file.
+
+        :param path: of the file.
+        :return: statistics with tensors on the CPU.
+        :raises StatisticsError: where it is missing, cut short, something else, or of a newer format.
+        """
+        return cls(**file.read(Path(path)))
+
+
+def summarise(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    observed: Mapping[str, Observed],
+    gradients: Mapping[str, Tensor],
+    costs: Mapping[str, Weights],
+    batches: Sequence[Any],
+    settings: Settings,
+) -> Statistics:
+    """Put what was seen together with what it was seen of.
+
+    :param model: the network.
+    :param layers: its compressible layers.
+    :param observed: what was seen of them.
+    :param gradients: second moments of their output gradients.
+    :param costs: what errors at each of them cost the model.
+    :param batches: the model inputs.
+    :param settings: for the seed and the number of positions.
+    """
+    versions = {name: metadata.version(name) for name in (OWN_DISTRIBUTION, "torch")}
+    return Statistics(
+        observed,
+        {name: digest(layer.adapter.kernel(model.get_submodule(name))) for name, layer in layers.items()},
+        gradients,
+        costs,
+        sum(batch_size(batch) for batch in batches),
+        sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients or costs else 0,
+        (digest(batches),),
+        fold(batches[0]),
+        {"seed": settings.seed, "positions": settings.positions, "versions": versions},
+    )
+
+
+def digest(values: Any) -> str:
+    """SHA-256 of all tensors in any nesting of lists, tuples and dicts, their shapes and dtypes included."""
+    total = hashlib.sha256()
+    for leaf in pytree.tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            total.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
+            total.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def fold(example: Any) -> Any:
+    """Shapes and dtypes of the tensors of a model input, as JSON; None where it holds anything else.
+
+    >>> fold({"x": torch.zeros(1, 2)})
+    {'dict': {'x': {'shape': [1, 2], 'dtype': 'float32'}}}
+    """
+    if isinstance(example, Tensor):
+        return {"shape": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+    if isinstance(example, Mapping):
+        parts: Any = {key: fold(value) for key, value in example.items()}
+        return None if None in parts.values() else {"dict": parts}
+    if isinstance(example, tuple | list):
+        parts = [fold(value) for value in example]
+        return None if None in parts else {"list": parts}
+    return None
+
+
+def _unfold(folded: Mapping[str, Any]) -> Any:
+    if "dict" in folded:
+        return {key: _unfold(value) for key, value in folded["dict"].items()}
+    if "list" in folded:
+        return [_unfold(value) for value in folded["list"]]
+    return torch.zeros(folded["shape"], dtype=getattr(torch, folded["dtype"]))
