@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lowrank_hooks.testing import DecomposerConformance, cases
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 
 CP = {"inexact": "the CP rank of a kernel is not known beforehand", "curve_factor": None}
 FEW = {
@@ -29,7 +29,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "tensorly:parafac": {**CP, **FEW, **OTHER_NORM},
 }
 
-for _name, _entry in manager().registered("decomposer").items():
+for _name, _entry in manager().registered(DECOMPOSERS).items():
     _class = "Test" + _name.title().replace("_", "").replace(":", "")
     _attributes = {"decomposer": _entry.record.decomposer, "spatial_axes": _entry.record.spatial_axes}
     globals()[_class] = type(_class, (DecomposerConformance,), {**_attributes, **DIFFERENT.get(_name, {})})

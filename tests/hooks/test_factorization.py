@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lowrank_hooks import Factorization, KernelShape, Norm, Problem, SampledNorm, Stage, StageShape
+from lowrank_hooks import Factorization, KernelShape, Problem, Stage, StageShape
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -62,40 +62,6 @@ def test_sizes():
     assert KernelShape(2, 6, 4, (3, 5)).taps == 15
     assert KernelShape(2, 6, 4).parameters == 48
     assert Stage(draw(2, 6, 2, 3, 3), groups=2).shape == StageShape(6, 4, (3, 3), 2)
-
-
-@pytest.mark.parametrize("two_sided", [False, True])
-def test_norm_is_the_change_of_the_output(two_sided):
-    weight, inputs = draw(1, 4, 6), draw(50, 6)
-    gradient = draw(9, 4)
-    norm = Norm((inputs.T @ inputs)[None] / 50, (gradient.T @ gradient)[None] if two_sided else None)
-    outputs = inputs @ weight[0].T
-    expected = (outputs @ gradient.T if two_sided else outputs).square().sum() / 50
-    torch.testing.assert_close(norm.squared(weight)[0], expected)
-    assert norm.name == ("two-sided" if two_sided else "covariance")
-    torch.testing.assert_close((norm.apply(weight) * weight).sum(), expected)
-
-
-@pytest.mark.parametrize("two_sided", [False, True])
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-def test_a_norm_given_by_vectors_is_that_of_their_covariance(groups, ridge, two_sided):
-    weight, vectors = draw(groups, 4, 700), draw(groups, 5, 700)
-    gradient = draw(groups, 4, 4) @ draw(groups, 4, 4).mT if two_sided else None
-    sampled = SampledNorm(vectors, torch.full((groups,), ridge, dtype=torch.float64), gradient)
-    dense = Norm(vectors.mT @ vectors + ridge * torch.eye(700, dtype=torch.float64), gradient)
-    assert sampled.name == dense.name
-    torch.testing.assert_close(sampled.covariance, dense.covariance)
-    torch.testing.assert_close(sampled.apply(weight), dense.apply(weight))
-    torch.testing.assert_close(sampled.squared(weight), dense.squared(weight))
-    outputs = weight @ dense.covariance @ weight.mT
-    for norm in (sampled, dense, sampled.one_sided, dense.one_sided):
-        torch.testing.assert_close(norm.gram(weight), outputs)
-    assert sampled.one_sided.name == "covariance"
-    assert {id(each) for each in sampled.tensors} >= {id(vectors), *([id(gradient)] if two_sided else [])}
-    # kernels in float32 take what they need of a norm in float64
-    assert sampled.apply(weight.float()).dtype == sampled.squared(weight.float()).dtype == torch.float32
-    assert sampled.gram(weight.float()).dtype == torch.float64
 
 
 def test_relative_error_of_a_zero_kernel():

@@ -5,17 +5,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from lowrank_hooks.testing import DecomposerConformance
 
-# The planted faults are a plain module beside the tests.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from broken import FAULTS, Sound
+from .broken import FAULTS, Deaf, Sound
 
 CHECKS = [name for name in vars(DecomposerConformance) if name.startswith("test_")]
 NEEDS_A_DEVICE = {"test_cuda_agrees_with_the_cpu"}
@@ -45,6 +39,10 @@ def test_fault_is_seen(fault):
 @pytest.mark.parametrize("check", CHECKS)
 def test_sound_one_passes(check):
     assert not failed(Sound(), check)
+
+
+def test_only_one_check_sees_that_the_norm_is_ignored():
+    assert [check for check in CHECKS if failed(Deaf(), check)] == ["test_norm_is_used_or_refused"]
 
 
 def test_every_check_has_a_planted_fault():

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from environment import Environment
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from reference import MARK, README, reference
+from .reference import MARK, README, reference
 
 BLOCK = re.compile(r"(?:`(?P<file>[\w.]+)`:\n\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 

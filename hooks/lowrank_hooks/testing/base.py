@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank_hooks import Decomposer, Factorization, KernelShape, Norm, Point, Problem, Rank, Solution
+from lowrank_hooks import Decomposer, Factorization, KernelShape, Point, Problem, Rank, Solution
 from lowrank_hooks.testing.problems import Case, cases
 
 ROUNDING = 1e-6
@@ -29,6 +29,8 @@ class ConformanceBase:
     :param curve_tolerance: how far, relative, the error of a fit may be above the one predicted.
     :param curve_factor: how many times the error of a fit the predicted one may be; None for any number.
     :param agreement: how far, relative, errors may differ between dtypes, devices, scales, grouped and alone.
+    :param aware: whether it minimises the error in the norm it is asked for; False for one that solves in the Frobenius
+        norm and only reports the error in the other, which is better refused.
     """
 
     decomposer: Decomposer
@@ -37,9 +39,10 @@ class ConformanceBase:
     curve_tolerance: float = 0.05
     curve_factor: float | None = 2.0
     agreement: float = 0.05
+    aware: bool = True
     _own_cases: list[Case]
-    _curves: dict[int, list[Point]]
-    _known: dict[tuple[int, Rank], Factorization]
+    _curves: dict[str, list[Point]]
+    _known: dict[tuple[str, Rank], Factorization]
 
     def exact_rank(self, shape: KernelShape) -> Rank | None:
         """The rank that reproduces every kernel of this shape; None takes the curve's point of the lowest error.
@@ -50,7 +53,7 @@ class ConformanceBase:
 
     @classmethod
     def cases(cls) -> list[Case]:
-        """The problems to try; a subclass may add or leave out some."""
+        """The problems to try, each under a name of its own; a subclass may add or leave out some."""
         return cases(cls.spatial_axes)
 
     @classmethod
@@ -77,9 +80,9 @@ class ConformanceBase:
         cls = type(self)
         if "_curves" not in vars(cls):
             cls._curves = {}
-        if id(case) not in cls._curves:
-            cls._curves[id(case)] = list(self.decomposer.curve(case.problem))
-        return cls._curves[id(case)]
+        if case.name not in cls._curves:
+            cls._curves[case.name] = list(self.decomposer.curve(case.problem))
+        return cls._curves[case.name]
 
     def ranks(self, case: Case) -> list[Rank]:
         """The least, a middle and the largest rank of the curve."""
@@ -99,8 +102,7 @@ class ConformanceBase:
         cls = type(self)
         if "_known" not in vars(cls):
             cls._known = {}
-        # the id stays taken: the cases live as long as the class
-        key = (id(case.problem), rank)
+        key = (case.name, rank)
         if key not in cls._known:
             cls._known[key] = self.fitted(case.problem, rank)
         return cls._known[key]
@@ -133,8 +135,7 @@ def tensors_of(problem: Problem) -> list[torch.Tensor]:
 
 def cast(problem: Problem, **how: Any) -> Problem:
     """The problem with all of its tensors moved or converted, as by ``Tensor.to``."""
-    norm = Norm(*(None if m is None else m.to(**how) for m in (problem.norm.covariance, problem.norm.gradient)))
-    return replace(problem, kernel=problem.kernel.to(**how), norm=norm)
+    return replace(problem, kernel=problem.kernel.to(**how), norm=problem.norm.map(lambda tensor: tensor.to(**how)))
 
 
 def ordered_pairs(ranks: Sequence[Rank]) -> list[tuple[Rank, Rank]]:

@@ -16,8 +16,11 @@ from lowrank_hooks import Norm, Problem, SampledNorm
 KERNEL_SIZES: dict[int, tuple[int, ...]] = {0: (), 1: (3,), 2: (3, 3), 3: (2, 3, 2)}
 """The kernel used for each number of spatial axes."""
 
-NORMS = ("frobenius", "covariance", "singular", "two-sided")
-"""``"singular"`` is a covariance that is blind to half of the directions."""
+VARIANTS = ("frobenius", "covariance", "singular", "two-sided")
+"""Norms to try: ``"singular"`` is a covariance that is blind to half of the directions."""
+
+TELLING = ("singular", "two-sided")
+"""Norms so far from the Frobenius norm that what is best in one is clearly not in the other."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Case:
 
     :param name: the id of the test.
     :param problem: the problem, float64 on the CPU.
+    :param telling: whether a fit that is blind to the norm must be clearly worse than one that is not.
     """
 
     name: str
     problem: Problem
+    telling: bool = False
 
     @property
     def refusable(self) -> bool:
@@ -53,7 +58,7 @@ def make_problem(
     (torch.Size([2, 6, 5, 3]), 'two-sided')
 
     :param kernel_size: taps on each spatial axis; empty for a linear layer.
-    :param norm: one of ``NORMS``, or ``"sampled"``: a covariance that is given by fewer vectors than it is wide.
+    :param norm: one of ``VARIANTS``, or ``"sampled"``: a covariance that is given by fewer vectors than it is wide.
     :param groups: groups of the layer.
     :param out_channels: outputs of one group.
     :param in_channels: inputs of one group.
@@ -106,8 +111,8 @@ def cases(spatial_axes: Iterable[int]) -> list[Case]:
     found = []
     for count in axes:
         label = "linear" if count == 0 else f"conv{count}d"
-        for norm in NORMS if count == main else NORMS[:2]:
-            found.append(Case(f"{label}-{norm}", make_problem(KERNEL_SIZES[count], norm)))
+        for norm in VARIANTS if count == main else VARIANTS[:2]:
+            found.append(Case(f"{label}-{norm}", make_problem(KERNEL_SIZES[count], norm), norm in TELLING))
     if 0 in axes:
         found.append(Case("linear-sampled", make_problem((), "sampled")))
     size = KERNEL_SIZES[main]
