@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_hooks import KernelShape, Point, Problem, Rank, Solution, StageShape, Status
+from lowrank_hooks import KernelShape, NormKind, Point, Problem, Rank, Solution, StageShape, Status
 from lowrank_plugin.solvers.cp.blocks import Objective, largest_block
 from lowrank_plugin.solvers.cp.course import Course, histories
 from lowrank_plugin.solvers.cp.curve import extrapolated, interpolated
@@ -24,7 +23,7 @@ from lowrank_plugin.solvers.cp.stable import least_squares, stabilise
 from lowrank_plugin.solvers.cp.start import Prepared, prepare, slices, start, unwhiten, whitened
 from lowrank_plugin.solvers.parts.checks import check_alike
 from lowrank_plugin.solvers.parts.driver import Outcome
-from lowrank_plugin.solvers.parts.fit import each_finite, non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, each_finite, fitted_together
 from lowrank_plugin.solvers.parts.linear_algebra import row_products
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 
@@ -162,47 +161,31 @@ class Cpd:
 
     def fits(self, problems: Sequence[Problem], rank: Rank) -> list[Solution]:
         """See :meth:`lowrank_hooks.BatchDecomposer.fits`."""
-        started = time.perf_counter()
-        check_alike(problems)
-        width = lower(problems[0].shape, rank)
-        return each_finite(problems, lambda sound: self._fits(sound, width, started), lambda: non_finite(started))
+        return fitted_together(problems, rank, lower, self._solve, self.peak_bytes)
 
-    def _fits(self, problems: Sequence[Problem], rank: int, started: float) -> list[Solution]:
+    def _solve(self, problems: Sequence[Problem], rank: int) -> list[Fit]:
         prepared = prepare(problems, self.input_steps, self.tap_steps)
-        factors, courses = self._solve(prepared, problems[0], rank)
+        factors, courses = self._factors(prepared, problems[0], rank)
         energies = prepared.of_each(prepared.objective.energy).tolist()
-        shape, itemsize = problems[0].shape, problems[0].kernel.element_size()
-        peak = self.peak_bytes(shape, (rank,), problems[0].norm.name, itemsize)
-        solutions = []
-        for index, (problem, course) in enumerate(zip(problems, courses, strict=True)):
+        fits = []
+        for index, (course, energy) in enumerate(zip(courses, energies, strict=True)):
             part, scale = prepared.part(index), prepared.scales[index]
             statistics = diagnose(Factors(*(factor[part] for factor in factors)), prepared.kernel[part], scale)
             degenerate = course.before is None and is_degenerate(statistics)
-            chain = prepared.chain(factors, index, shape.kernel_size)
             status = Status.DEGENERATE if degenerate else course.status
-            solution = record(problem, chain, status, started, peak, course.errors, energies[index] * scale**2)
-            if solution.value is not None:
-                seconds = (time.perf_counter() - started) / len(problems)
-                own = {**statistics, **(course.before or {}), "iterations": course.sweeps, "seconds": seconds}
-                solution = Solution(chain, status, {**solution.statistics, **own})
-            solutions.append(solution)
-        return solutions
+            own = {**statistics, **(course.before or {}), "iterations": course.sweeps}
+            chain = prepared.chain(factors, index, problems[0].shape.kernel_size)
+            fits.append(Fit(chain, status, course.errors, energy * scale**2, own))
+        return fits
 
-    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
-        """The most extra memory a fit takes, beyond the problem itself.
-
-        :param shape: the kernel's sizes.
-        :param rank: the rank of the fit.
-        :param norm: ``Norm.name``.
-        :param itemsize: bytes of one entry of the kernel.
-        :return: bytes; an upper bound that a fit comes close to at large ranks.
-        """
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         width = lower(shape, rank)
         outputs, inputs, taps = shape.out_channels, shape.in_channels, shape.taps
         columns = inputs * taps
         kernel, mixed = itemsize * outputs * columns, itemsize * width * columns
         factors, square = 8 * width * (outputs + inputs + taps), 8 * width**2
-        weighted, turned = norm in ("covariance", "two-sided"), norm == "two-sided"
+        weighted, turned = kind.weighted, kind.turned
         # The kernel times the covariance and rotated; the roots of both sides.
         held = kernel * (weighted + turned) + 24 * (weighted * inputs**2 + turned * outputs**2)
         slices = itemsize * taps * min(outputs, inputs) * (outputs + inputs)
@@ -212,7 +195,7 @@ class Cpd:
         outer = weighted * mixed + 51 * square // 10 + 3 * factors + 8 * width * outputs * (7 if turned else 4)
         return shape.groups * 27 * (held + max(begin, inner, outer)) // 25
 
-    def _solve(self, prepared: Prepared, problem: Problem, rank: int) -> tuple[Factors, list[Course]]:
+    def _factors(self, prepared: Prepared, problem: Problem, rank: int) -> tuple[Factors, list[Course]]:
         """Factors in the solver's coordinates, and how each of the problems got there."""
         objective = prepared.objective
         totals = prepared.of_each(objective.energy).tolist()

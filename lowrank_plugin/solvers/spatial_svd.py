@@ -5,19 +5,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
-from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_hooks import (
+    Factorization,
+    KernelShape,
+    NormKind,
+    Point,
+    Problem,
+    Rank,
+    Solution,
+    Stage,
+    StageShape,
+    Status,
+)
 from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.driver import iterate
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
 from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, project, whiten
@@ -77,48 +86,30 @@ class SpatialSvd:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
-        started = time.perf_counter()
-        check_dtype(problem)
-        r = _lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        reduction = canonical(problem)
-        chain, status, errors, energy = self._solve(reduction.problem, r)
-        chain = balance(reduction.restore(chain))
-        energy = None if energy is None else energy * reduction.scale**2
-        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, chain, status, started, peak, errors, energy)
+        return fitted(problem, rank, _lower, from_canonical(self._solve), self.peak_bytes)
 
-    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
-        """The most extra memory a fit takes, beyond the problem itself.
-
-        :param shape: the kernel's sizes.
-        :param rank: the rank of the fit.
-        :param norm: ``Norm.name``.
-        :param itemsize: bytes of one entry of the kernel.
-        :return: bytes.
-        """
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         r = _lower(shape, rank)
         combined = shape.in_channels * shape.kernel_size[0]
-        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
-        if norm not in ("covariance", "two-sided"):
+        final = final_bytes(shape, self.structure(shape, rank), kind, itemsize)
+        if not kind.weighted:
             other = shape.parameters // (shape.groups * combined)
             gram = shape.groups * (25 * min(combined, other) ** 2 + 4096)
             return max(final, gram + (1 + (combined > other)) * shape.parameters * itemsize)
         fit = fit_bytes(shape, combined, r, shape.out_channels, itemsize)
-        return max(final, fit + extra_side(shape, norm, itemsize))
+        return max(final, fit + extra_side(shape, kind, itemsize))
 
-    def _solve(self, problem: Problem, rank: int) -> tuple[Factorization, Status, list[float], float | None]:
-        """The chain, how it ended, the history of its error and the kernel's squared norm if that was needed."""
+    def _solve(self, problem: Problem, rank: int) -> Fit:
         kernel = problem.kernel.flatten(2, 3)
-        if problem.norm.covariance is None:
-            return _chain(problem, *_truncated(kernel, rank)), Status.CONVERGED, [], None
+        if not problem.norm.weighted:
+            return Fit(_chain(problem, *_truncated(kernel, rank)), Status.CONVERGED)
         folded = fold(problem, 2)
         start = nested_basis(kernel, folded.means, rank)
         algorithm = TwoBlock(folded, start, kernel.shape[1], self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
         chain = _chain(problem, outcome.state.basis, outcome.state.core)
-        return chain, outcome.status, folded.history(outcome.errors), folded.norm_squared()
+        return Fit(chain, outcome.status, folded.history(outcome.errors), folded.norm_squared())
 
 
 def takes(shape: KernelShape) -> bool:
@@ -162,7 +153,7 @@ def _chain(problem: Problem, basis: Tensor, core: Tensor) -> Factorization:
 def _errors(problem: Problem) -> list[float]:
     """Relative errors at every rank from 0, at the starting point of a fit."""
     kernel = problem.kernel.flatten(2, 3)
-    if problem.norm.covariance is None:
+    if not problem.norm.weighted:
         rows = kernel.transpose(1, 2).flatten(2).double()
         explained = torch.linalg.eigvalsh(rows @ rows.mT).clamp_min(0).flip(1)
         energy = explained.sum(dim=1)

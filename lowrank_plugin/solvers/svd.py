@@ -5,19 +5,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from lowrank_hooks import (
+    Factorization,
+    KernelShape,
+    NormKind,
+    Point,
+    Problem,
+    Rank,
+    Solution,
+    Stage,
+    StageShape,
+    Status,
+)
 from lowrank_hooks.norm import BLOCK
 from lowrank_plugin.solvers.parts.balance import balance
 from lowrank_plugin.solvers.parts.canonical import Canonical, canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted
 from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh
 from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
@@ -46,7 +56,7 @@ class Svd:
 
     def structure(self, shape: KernelShape, rank: Rank) -> tuple[StageShape, ...]:
         """See :meth:`lowrank_hooks.Decomposer.structure`."""
-        r = self._lower(shape, rank)
+        r = _lower(shape, rank)
         ones = (1,) * len(shape.kernel_size)
         return StageShape(r, shape.in_channels, shape.kernel_size), StageShape(shape.out_channels, r, ones)
 
@@ -61,41 +71,32 @@ class Svd:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
-        started = time.perf_counter()
-        check_dtype(problem)
-        r = self._lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        chain, deficient = Spectrum.of(problem).chain(r)
-        status = Status.RANK_DEFICIENT if deficient else Status.CONVERGED
-        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, chain, status, started, peak)
+        return fitted(problem, rank, _lower, _solve, self.peak_bytes)
 
-    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
-        """The most extra memory a fit takes, beyond the problem itself.
-
-        :param shape: the kernel's sizes.
-        :param rank: the rank of the fit.
-        :param norm: ``Norm.name``.
-        :param itemsize: bytes of one entry of the kernel.
-        :return: bytes.
-        """
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         columns = shape.in_channels * shape.taps
         outputs = min(shape.out_channels, columns)
         block = max(1, min(BLOCK, columns // 4))
         gram_bytes = 4096 + 8 * outputs**2 + 8 * block * outputs
-        if norm in ("covariance", "two-sided"):
+        if kind.weighted:
             gram_bytes += 8 * outputs * columns + 8 * block * (columns + 2 * outputs)
         stages = self.structure(shape, rank)
         # Measuring, the first stage is turned beside the kernel in the making.
         turned = sum(stage.parameters for stage in stages) + 2 * stages[0].parameters + shape.out_channels * columns
-        final = max(final_bytes(shape, stages, norm, itemsize), 27 * shape.groups * itemsize * turned // 25)
+        final = max(final_bytes(shape, stages, kind, itemsize), 27 * shape.groups * itemsize * turned // 25)
         gram_bytes = shape.groups * max(gram_bytes, 4096 + 25 * outputs**2)
-        return max(gram_bytes + extra_side(shape, norm, itemsize), final)
+        return max(gram_bytes + extra_side(shape, kind, itemsize), final)
 
-    def _lower(self, shape: KernelShape, rank: Rank) -> int:
-        check_rank(rank, 1, "svd")
-        return min(int(rank[0]), shape.out_channels, shape.in_channels * shape.taps)
+
+def _lower(shape: KernelShape, rank: Rank) -> int:
+    check_rank(rank, 1, "svd")
+    return min(int(rank[0]), shape.out_channels, shape.in_channels * shape.taps)
+
+
+def _solve(problem: Problem, rank: int) -> Fit:
+    chain, deficient = Spectrum.of(problem).chain(rank)
+    return Fit(chain, Status.RANK_DEFICIENT if deficient else Status.CONVERGED)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _project(problem: Problem, values: Tensor, vectors: Tensor, rank: int) -> tu
     # A covariance is itself rounded to the kernel's dtype, which shifts eigenvalues by eps; without one, singular
     # values are only limited by the rounding of the kernel, that is, eigenvalues by its square, and by this Gram's own.
     floor = values.shape[-1] * torch.finfo(values.dtype).eps
-    noise = 4 * eps if problem.norm.name != "frobenius" else max((values.shape[-1] * eps) ** 2, floor)
+    noise = 4 * eps if problem.norm.weighted else max((values.shape[-1] * eps) ** 2, floor)
     deficient = bool((values[:, -rank] <= noise * values[:, -1]).any())
     left = vectors[:, :, -rank:].flip(2).to(problem.kernel)
     first = (left.mT @ problem.matrix).reshape(left.shape[0], rank, *problem.kernel.shape[2:])

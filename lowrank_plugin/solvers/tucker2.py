@@ -5,19 +5,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
-from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_hooks import (
+    Factorization,
+    KernelShape,
+    NormKind,
+    Point,
+    Problem,
+    Rank,
+    Solution,
+    Stage,
+    StageShape,
+    Status,
+)
 from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.driver import iterate
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
 from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.svd import Svd, project_outputs
@@ -25,12 +35,6 @@ from lowrank_plugin.solvers.two_block.hooi import Hooi, hooi_size
 from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, whiten
 from lowrank_plugin.solvers.two_block.memory import fit_bytes
 from lowrank_plugin.solvers.two_block.start import leading_outputs, nested_basis
-
-_TRIALS = 3
-"""Cheaper rank pairs tried once one keeps an error bound."""
-
-_TINY = 1e-12
-"""Below this a predicted error is rounding."""
 
 
 @dataclass(frozen=True)
@@ -104,132 +108,64 @@ class Tucker2:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
-        started = time.perf_counter()
-        check_dtype(problem)
-        rank = lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        reduction = canonical(problem)
-        chain, status, errors, energy = self._solve(reduction.problem, problem.shape, *rank)
-        chain = balance(reduction.restore(chain))
-        energy = None if energy is None else energy * reduction.scale**2
-        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        return record(problem, chain, status, started, peak, errors, energy)
+        solve = from_canonical(partial(self._solve, problem.shape))
+        return fitted(problem, rank, lower, solve, self.peak_bytes)
 
-    def bounded(self, problem: Problem, error: float) -> Solution:
-        """Choose the ranks as well: the fewest parameters whose relative error is at most ``error``.
-
-        The cheapest pair on the curve that keeps the bound is fitted; as a fit does better than its start, cheaper
-        pairs are then tried as long as they keep the bound too. The scheme of [3] adjusts the ranks of one
-        mode at a time until neither changes; here all pairs are compared, in any norm.
-
-        [3] Phan et al., "Stable Low-Rank Tensor Decomposition for Compression of Convolutional Neural Network",
-        ECCV 2020, arXiv:2008.05441.
-
-        >>> problem = Problem(torch.ones(1, 6, 4, 3, 3))
-        >>> Tucker2().bounded(problem, 0.1).statistics["rank"]
-        [1, 1]
-
-        :param problem: the kernel and the norm.
-        :param error: the bound, in the problem's norm and relative to the kernel, above 0.
-        :return: the solution; its statistics have the ``rank`` as well. The status says so where no chain that keeps
-            the bound is smaller than the layer.
-        :raises ValueError: for a bound that is not positive or a kernel of one tap.
-        """
-        if not error > 0:
-            msg = f"The error bound must be above 0, not {error}."
-            raise ValueError(msg)
-        shape = problem.shape
-        lower(shape, (1, 1))
-        points = sorted(self.curve(problem), key=lambda point: self._parameters(shape, point.rank))
-        if not points:
-            return non_finite(time.perf_counter())
-        chosen = next((i for i, point in enumerate(points) if point.error <= error), len(points) - 1)
-        best = self.fit(problem, points[chosen].rank)
-        refused: set[int] = set()
-        for _ in range(_TRIALS):
-            gain = best.statistics["relative_error"] / max(points[chosen].error, _TINY)
-            hopeful = (i for i in range(chosen) if i not in refused and points[i].error * gain <= error)
-            index = next(hopeful, None)
-            if index is None:
-                break
-            trial = self.fit(problem, points[index].rank)
-            if trial.statistics["relative_error"] <= error:
-                best, chosen = trial, index
-            else:
-                refused.add(index)
-        statistics = {**best.statistics, "rank": list(points[chosen].rank)}
-        small = self._parameters(shape, points[chosen].rank) * shape.groups < shape.parameters
-        return Solution(best.value, best.status if small else Status.NOT_WORTHWHILE, statistics)
-
-    def _parameters(self, shape: KernelShape, rank: Rank) -> int:
-        return sum(stage.parameters for stage in self.structure(shape, rank))
-
-    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
-        """The most extra memory a fit takes, beyond the problem itself.
-
-        :param shape: the kernel's sizes.
-        :param rank: the rank of the fit.
-        :param norm: ``Norm.name``.
-        :param itemsize: bytes of one entry of the kernel.
-        :return: bytes.
-        """
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         rank_out, rank_in = rank = lower(shape, rank)
-        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        final = final_bytes(shape, self.structure(shape, rank), kind, itemsize)
         if rank_in >= shape.in_channels:
-            return max(final, Svd().peak_bytes(shape, (rank_out,), norm, itemsize))
-        if norm not in ("covariance", "two-sided"):
+            return max(final, Svd().peak_bytes(shape, (rank_out,), kind, itemsize))
+        if not kind.weighted:
             outputs = min(shape.out_channels, shape.in_channels * shape.taps)
             return max(final, shape.groups * itemsize * hooi_size(outputs, shape.in_channels, shape.taps, *rank))
         fit = fit_bytes(shape, shape.in_channels, rank_in, rank_out, itemsize)
-        return max(final, fit + extra_side(shape, norm, itemsize))
+        return max(final, fit + extra_side(shape, kind, itemsize))
 
-    def _solve(
-        self, problem: Problem, shape: KernelShape, rank_out: int, rank_in: int
-    ) -> tuple[Factorization, Status, list[float], float | None]:
-        """Solve a canonical problem; ``shape`` is that of the kernel as it was given.
-
-        :return: the chain, how it ended, the history of its error and the kernel's squared norm if that was needed.
-        """
-        kernel = problem.kernel
-        ones, taps = (1,) * len(shape.kernel_size), shape.kernel_size
+    def _solve(self, shape: KernelShape, problem: Problem, rank: tuple[int, int]) -> Fit:
+        """Solve a canonical problem; ``shape`` is that of the kernel as it was asked, which may have more outputs."""
+        rank_out, rank_in = rank
         if rank_in >= shape.in_channels:
             if rank_out >= shape.out_channels:
-                return Factorization((Stage(kernel),)), Status.CONVERGED, [], None
+                return Fit(Factorization((Stage(problem.kernel),)), Status.CONVERGED)
             chain, deficient = project_outputs(problem, rank_out)
-            return chain, Status.RANK_DEFICIENT if deficient else Status.CONVERGED, [], None
-        if problem.norm.covariance is None:
-            basis, left, core, status, errors, squared = self._plain(kernel.flatten(3), rank_out, rank_in)
-        else:
-            basis, left, core, status, errors, squared = self._weighted(problem, rank_out, rank_in)
-        stages = [Stage(basis.mT.reshape(basis.shape[0], rank_in, -1, *ones)), Stage(core.unflatten(3, taps))]
-        if rank_out < shape.out_channels:
-            if left is None:
-                left = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device).expand(len(kernel), -1, -1)
-            stages.append(Stage(left.reshape(*left.shape, *ones)))
-        return Factorization(tuple(stages)), status, errors, squared
+            return Fit(chain, Status.RANK_DEFICIENT if deficient else Status.CONVERGED)
+        solve = self._weighted if problem.norm.weighted else self._plain
+        return solve(shape, problem, rank_out, rank_in)
 
-    def _weighted(
-        self, problem: Problem, rank_out: int, rank_in: int
-    ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
+    def _weighted(self, shape: KernelShape, problem: Problem, rank_out: int, rank_in: int) -> Fit:
         folded = fold(problem, 1)
         seen = leading_outputs(folded.kernel, folded.weighted, rank_out)
         start = nested_basis(seen, folded.means, rank_in)
         algorithm = TwoBlock(folded, start, rank_out, self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
-        state, errors = outcome.state, folded.history(outcome.errors)
-        return state.basis, state.left, state.core, outcome.status, errors, folded.norm_squared()
+        state = outcome.state
+        chain = _chain(shape, state.basis, state.left, state.core)
+        return Fit(chain, outcome.status, folded.history(outcome.errors), folded.norm_squared())
 
-    def _plain(
-        self, kernel: Tensor, rank_out: int, rank_in: int
-    ) -> tuple[Tensor, Tensor | None, Tensor, Status, list[float], float]:
-        folded = kernel.transpose(2, 3).contiguous()
+    def _plain(self, shape: KernelShape, problem: Problem, rank_out: int, rank_in: int) -> Fit:
+        folded = problem.kernel.flatten(3).transpose(2, 3).contiguous()
         squared = folded.flatten(2).square().sum(dim=2).sum(dim=1, dtype=torch.float64)
         algorithm = Hooi(folded, squared, rank_out, rank_in)
         outcome = iterate(algorithm, 3 * self.max_steps, self.rtol / 80)
         state, energy = outcome.state, float(squared.sum())
         errors = [(error / energy) ** 0.5 if energy > 0 else 0.0 for error in outcome.errors]
-        return state.basis, state.left, algorithm.core(state), outcome.status, errors, energy
+        return Fit(_chain(shape, state.basis, state.left, algorithm.core(state)), outcome.status, errors, energy)
+
+
+def _chain(shape: KernelShape, basis: Tensor, left: Tensor | None, core: Tensor) -> Factorization:
+    """Stages from U_S [G, S, R_S], U_T [G, T, R_T] (None for the identity) and the core [G, R_T, R_S, K]."""
+    ones = (1,) * len(shape.kernel_size)
+    stages = [
+        Stage(basis.mT.reshape(len(basis), basis.shape[2], -1, *ones)),
+        Stage(core.unflatten(3, shape.kernel_size)),
+    ]
+    if core.shape[1] < shape.out_channels:
+        if left is None:
+            left = torch.eye(core.shape[1], dtype=core.dtype, device=core.device).expand(len(core), -1, -1)
+        stages.append(Stage(left.reshape(*left.shape, *ones)))
+    return Factorization(tuple(stages))
 
 
 def lower(shape: KernelShape, rank: Rank) -> tuple[int, int]:

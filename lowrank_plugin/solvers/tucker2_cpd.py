@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,18 +16,20 @@ from lowrank_hooks import (
     Factorization,
     KernelShape,
     Norm,
+    NormKind,
     Point,
     Problem,
     Rank,
     Solution,
     Stage,
     StageShape,
+    Status,
 )
 from lowrank_plugin.solvers import cpd
 from lowrank_plugin.solvers.cpd import Cpd
 from lowrank_plugin.solvers.parts.balance import balance
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.tucker2 import Tucker2
 
@@ -107,41 +108,27 @@ class Tucker2Cpd:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
-        started = time.perf_counter()
-        check_dtype(problem)
-        rank_out, rank_in, width = _lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        core = self._core(problem, rank_out, rank_in)
-        if core is None:
-            return non_finite(started)
-        inner = self.cpd.fit(core.problem, (width,))
-        if inner.value is None:
-            return inner
-        chain = balance(_chain(core, inner.value, problem.shape, (rank_out, rank_in, width)))
-        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        solution = record(problem, chain, inner.status, started, peak)
+        return fitted(problem, rank, _lower, self._solve, self.peak_bytes)
+
+    def _solve(self, problem: Problem, rank: tuple[int, int, int]) -> Fit:
+        core = self._core(problem, *rank[:2])
+        inner = None if core is None else self.cpd.fit(core.problem, rank[2:])
+        if core is None or inner is None or inner.value is None:
+            return Fit(None, Status.NONFINITE_INPUT)
+        chain = balance(_chain(core, inner.value, problem.shape, rank))
         own = {"relative_error", "seconds", "peak_bytes"}
         kept = {key: value for key, value in inner.statistics.items() if key not in own}
-        kept["core_error"] = inner.statistics["relative_error"]
-        return Solution(solution.value, solution.status, {**solution.statistics, **kept})
+        return Fit(chain, inner.status, statistics={**kept, "core_error": inner.statistics["relative_error"]})
 
-    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
-        """The most extra memory a fit takes, beyond the problem itself.
-
-        :param shape: the kernel's sizes.
-        :param rank: the rank of the fit.
-        :param norm: ``Norm.name``.
-        :param itemsize: bytes of one entry of the kernel.
-        :return: bytes.
-        """
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         rank_out, rank_in, width = _lower(shape, rank)
         core = KernelShape(shape.groups, rank_out, rank_in, shape.kernel_size)
         columns = rank_in * shape.taps
-        weighted = norm in ("covariance", "two-sided")
+        weighted = kind.weighted
         own = rank_out * columns + weighted * columns * (columns + shape.in_channels * shape.taps)
-        inner = self.cpd.peak_bytes(core, (width,), norm, itemsize)
-        first = self.tucker2.peak_bytes(shape, (rank_out, rank_in), norm, itemsize)
+        inner = self.cpd.peak_bytes(core, (width,), kind, itemsize)
+        first = self.tucker2.peak_bytes(shape, (rank_out, rank_in), kind, itemsize)
         return max(first, 27 * (shape.groups * itemsize * own + inner) // 25)
 
     def _core(self, problem: Problem, rank_out: int, rank_in: int) -> _Core | None:

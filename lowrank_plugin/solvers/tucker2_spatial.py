@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape
-from lowrank_plugin.solvers.parts.balance import balance
+from lowrank_hooks import Factorization, KernelShape, NormKind, Point, Problem, Rank, Solution, Stage, StageShape
 from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.driver import iterate
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
 from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.spatial_svd import takes
@@ -138,37 +136,25 @@ class Tucker2Spatial:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
-        started = time.perf_counter()
-        check_dtype(problem)
-        rank_out, rank_in, middle = _lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        reduction = canonical(problem)
-        folded = fold(reduction.problem, 1)
-        ranks = (rank_in, middle, rank_out)
-        algorithm = _Hybrid(folded, problem.shape.kernel_size, *ranks, self.cg_steps, self.relaxation)
+        solve = from_canonical(partial(self._solve, problem.shape))
+        return fitted(problem, rank, _lower, solve, self.peak_bytes)
+
+    def _solve(self, shape: KernelShape, problem: Problem, rank: tuple[int, int, int]) -> Fit:
+        """Solve a canonical problem; ``shape`` is that of the kernel as it was asked, which may have more outputs."""
+        rank_out, rank_in, middle = rank
+        folded = fold(problem, 1)
+        algorithm = _Hybrid(folded, shape.kernel_size, rank_in, middle, rank_out, self.cg_steps, self.relaxation)
         outcome = iterate(algorithm, self.max_steps, self.rtol)
-        energy = folded.norm_squared() * reduction.scale**2
-        chain = balance(reduction.restore(_chain(outcome.state, problem.shape, rank_in, rank_out)))
-        peak = self.peak_bytes(problem.shape, rank, problem.norm.name, problem.kernel.element_size())
-        errors = folded.history(outcome.errors)
-        del folded, algorithm
-        return record(problem, chain, outcome.status, started, peak, errors, energy)
+        chain = _chain(outcome.state, shape, rank_in, rank_out)
+        return Fit(chain, outcome.status, folded.history(outcome.errors), folded.norm_squared())
 
-    def peak_bytes(self, shape: KernelShape, rank: Rank, norm: str = "covariance", itemsize: int = 4) -> int:
-        """The most extra memory a fit takes, beyond the problem itself.
-
-        :param shape: the kernel's sizes.
-        :param rank: the rank of the fit.
-        :param norm: ``Norm.name``.
-        :param itemsize: bytes of one entry of the kernel.
-        :return: bytes.
-        """
+    def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
+        """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         rank_out, rank_in, middle = _lower(shape, rank)
-        final = final_bytes(shape, self.structure(shape, rank), norm, itemsize)
+        final = final_bytes(shape, self.structure(shape, rank), kind, itemsize)
         high, inner = shape.kernel_size[0], rank_in * shape.taps
         seen = 8 * min(shape.out_channels, shape.in_channels * shape.taps) * inner
-        if norm not in ("covariance", "two-sided"):
+        if not kind.weighted:
             rows = middle * shape.kernel_size[1]
             states = 12 * (shape.out_channels * rank_out + rank_out * rows + rank_in * (high * middle + 1))
             regressing = 8 * rows * (shape.out_channels + rank_out) + 24 * shape.out_channels**2
@@ -183,7 +169,7 @@ class Tucker2Spatial:
         regressing = 8 * inner**2 + 3 * seen + 24 * min(shape.out_channels, columns) ** 2
         making = shape.groups * max(regressing, rows_bytes(columns, inner, itemsize))
         within = max(within, making, fit_bytes(shape, shape.in_channels, 1, 1, itemsize) - held)
-        return max(final, 27 * (held + within) // 25 + extra_side(shape, norm, itemsize))
+        return max(final, 27 * (held + within) // 25 + extra_side(shape, kind, itemsize))
 
 
 @dataclass(frozen=True)

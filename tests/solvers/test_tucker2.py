@@ -202,29 +202,3 @@ def test_step_limit_is_reported() -> None:
     solution = Tucker2(max_steps=1, rtol=0.0).fit(problem, (6, 4))
     assert solution.status is Status.MAX_ITERATIONS
     assert solution.statistics["iterations"] == 1
-
-
-@pytest.mark.parametrize("error", [0.5, 0.2, 0.05])
-def test_bounded_keeps_the_bound_with_the_fewest_parameters(error: float) -> None:
-    for norm in (Norm(), Norm(covariance(1, 144))):
-        problem = Problem(power_law_kernel(1, 24, 16, 3, 3), norm)
-        solution = Tucker2().bounded(problem, error)
-        assert solution.statistics["relative_error"] <= error
-        rank = tuple(solution.statistics["rank"])
-        assert solution.value.shapes == Tucker2().structure(problem.shape, rank)
-        cost = sum(shape.parameters for shape in solution.value.shapes)
-        for point in Tucker2().curve(problem):
-            if point.error <= error:
-                assert cost <= sum(shape.parameters for shape in Tucker2().structure(problem.shape, point.rank))
-
-
-def test_bounded_finds_exact_ranks() -> None:
-    problem = Problem(exact_tucker(1, 14, 12, (3, 3), (5, 4)), Norm(covariance(1, 108)))
-    assert Tucker2().bounded(problem, 1e-6).statistics["rank"] == [5, 4]
-
-
-def test_bounded_says_when_nothing_is_gained() -> None:
-    solution = Tucker2().bounded(Problem(normal(1, 8, 8, 3, 3)), 1e-9)
-    assert solution.status is Status.NOT_WORTHWHILE
-    with pytest.raises(ValueError, match="above 0"):
-        Tucker2().bounded(CASES[0].problem, 0.0)

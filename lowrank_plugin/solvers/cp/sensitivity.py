@@ -72,23 +72,17 @@ def sensitivity(factors: Factors) -> Tensor:
     return (k * a * b + t * b * c + s * a * c).sum(dim=1)
 
 
-def least_sensitivity(norms: Tensor, sizes: tuple[int, int, int]) -> Tensor:
-    r"""The least sensitivity over all scalings of given components, :math:`3 (T S K)^{1/3} \sum_r \eta_r^{4/3}`.
-
-    By the inequality of the means the three terms of :func:`sensitivity` are then equal.
-
-    :param norms: component norms [G, R].
-    :param sizes: T, S and K.
-    :return: [G].
-    """
-    return 3 * math.prod(sizes) ** (1 / 3) * norms.pow(4 / 3).sum(dim=1)
-
-
 def rescale(factors: Factors) -> Factors:
     r"""Scale the columns so that the sensitivity is least and the kernel the same.
 
     Every column then has the same root mean square in all three factors, :math:`\eta_r^{1/3} / (T S K)^{1/6}`, which is
-    also what rounding with one step for each factor wants.
+    also what rounding with one step for each factor wants. By the inequality of the means the three terms of
+    :func:`sensitivity` are then equal, and it comes to :math:`3 (T S K)^{1/3} \sum_r \eta_r^{4/3}`.
+
+    >>> ones = torch.ones(1, 2, 1, dtype=torch.float64)
+    >>> even = rescale(Factors(8 * ones, ones, ones))
+    >>> [round(float(factor.max()), 6) for factor in even]
+    [2.0, 2.0, 2.0]
 
     :param factors: the decomposition; a component with a zero column becomes zero.
     :return: the same kernel.

@@ -8,29 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lowrank_hooks import KernelShape, StageShape
+from lowrank_hooks import KernelShape, NormKind, StageShape
 
 _SEEN = 1024
 """Columns of the images under a covariance that :meth:`lowrank_hooks.Norm.squared` holds at once: two blocks."""
 
 
-def extra_side(shape: KernelShape, norm: str, itemsize: int) -> int:
+def extra_side(shape: KernelShape, kind: NormKind, itemsize: int) -> int:
     """Bytes that the output side of a norm takes throughout a fit: the kernel seen through it, its root and inverse.
 
     :param shape: the kernel's sizes.
-    :param norm: ``Norm.name``.
+    :param kind: of the norm.
     :param itemsize: bytes of one entry.
     :return: bytes; 0 for a one-sided norm.
     """
-    return itemsize * (shape.parameters + 3 * shape.groups * shape.out_channels**2) if norm == "two-sided" else 0
+    return itemsize * (shape.parameters + 3 * shape.groups * shape.out_channels**2) if kind.turned else 0
 
 
-def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, itemsize: int) -> int:
+def final_bytes(shape: KernelShape, stages: Sequence[StageShape], kind: NormKind, itemsize: int) -> int:
     """Extra memory of what ends every fit: scaling the chain and measuring its error.
 
     :param shape: the kernel's sizes.
     :param stages: the chain's, for one group.
-    :param norm: ``Norm.name``.
+    :param kind: of the norm.
     :param itemsize: bytes of one entry.
     :return: bytes.
     """
@@ -38,8 +38,7 @@ def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, ite
     kernel = shape.parameters // shape.groups
     columns = kernel // shape.out_channels
     # The difference, and its image under the norm or two blocks of that.
-    weighted = norm in ("covariance", "two-sided")
-    image = shape.out_channels * min(columns, _SEEN) if weighted else kernel
+    image = shape.out_channels * min(columns, _SEEN) if kind.weighted else kernel
     measured, before, taps = kernel + image, 0, 1
     for stage in stages:
         taps *= math.prod(stage.kernel_size)
@@ -52,4 +51,4 @@ def final_bytes(shape: KernelShape, stages: Sequence[StageShape], norm: str, ite
     # The way back from the triangular factor that stands for a kernel with more outputs than inputs.
     lift = kernel + columns**2 if columns < shape.out_channels else 0
     whole = itemsize * (chain + lift + max(measured, scaled)) + small
-    return shape.groups * whole + extra_side(shape, norm, itemsize)
+    return shape.groups * whole + extra_side(shape, kind, itemsize)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from lowrank_plugin.solvers.cp.diagnosis import chain_factors, diagnose, is_dege
 from lowrank_plugin.solvers.cp.sensitivity import rescale
 from lowrank_plugin.solvers.cp.start import to_chain
 from lowrank_plugin.solvers.cpd import Cpd, lower
-from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted
 from lowrank_plugin.solvers.parts.linear_algebra import power_of_two
 from lowrank_plugin.solvers.tensorly.conversion import from_cp_tensor, pytorch_backend
 
@@ -62,17 +60,15 @@ class TensorlyParafac:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
-        from tensorly.decomposition import parafac
-
-        started = time.perf_counter()
-        check_dtype(problem)
-        width = lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
-        kernel = problem.kernel.flatten(3)
-        if not kernel.any():
+        if not problem.kernel.any():
             # TensorLy divides by the norm of the kernel; the answer needs no solver
             return Cpd().fit(problem, rank)
+        return fitted(problem, rank, lower, self._solve)
+
+    def _solve(self, problem: Problem, rank: int) -> Fit:
+        from tensorly.decomposition import parafac
+
+        kernel = problem.kernel.flatten(3)
         # TensorLy squares the entries in their own dtype, so they must be of ordinary size.
         scale = float(power_of_two(kernel))
         tensors, longest = [], 0
@@ -81,7 +77,7 @@ class TensorlyParafac:
             for one in kernel / scale:
                 tensor, errors = parafac(
                     one,
-                    width,
+                    rank,
                     n_iter_max=self.max_steps,
                     tol=self.tol,
                     init=self.init,
@@ -97,5 +93,4 @@ class TensorlyParafac:
             status = Status.DEGENERATE
         scaled = factors._replace(out=factors.out * scale)
         chain = to_chain(rescale(scaled), problem.shape.kernel_size, problem.kernel.dtype)
-        solution = record(problem, chain, status, started, 0)
-        return Solution(solution.value, solution.status, {**solution.statistics, **statistics, "iterations": longest})
+        return Fit(chain, status, statistics={**statistics, "iterations": longest})

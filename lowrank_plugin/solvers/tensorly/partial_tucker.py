@@ -5,16 +5,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from lowrank_hooks import Factorization, KernelShape, Point, Problem, Rank, Solution, Stage, StageShape, Status
+from lowrank_hooks import (
+    Factorization,
+    KernelShape,
+    Point,
+    Problem,
+    Rank,
+    Solution,
+    Stage,
+    StageShape,
+    Status,
+)
 from lowrank_plugin.solvers.parts.balance import balance
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
-from lowrank_plugin.solvers.parts.fit import non_finite, record
+from lowrank_plugin.solvers.parts.fit import Fit, fitted
 from lowrank_plugin.solvers.parts.ranks import rank_grid
 from lowrank_plugin.solvers.tensorly.conversion import from_tucker_tensor, pytorch_backend
 from lowrank_plugin.solvers.tucker2 import Tucker2, lower
@@ -69,13 +78,11 @@ class TensorlyPartialTucker:
 
     def fit(self, problem: Problem, rank: Rank) -> Solution:
         """See :meth:`lowrank_hooks.Decomposer.fit`."""
+        return fitted(problem, rank, lower, self._solve)
+
+    def _solve(self, problem: Problem, ranks: tuple[int, int]) -> Fit:
         from tensorly.decomposition import partial_tucker
 
-        started = time.perf_counter()
-        check_dtype(problem)
-        ranks = lower(problem.shape, rank)
-        if not is_finite(problem):
-            return non_finite(started)
         tensors, errors = [], []
         with pytorch_backend():
             for kernel in problem.kernel.flatten(3):
@@ -87,7 +94,7 @@ class TensorlyPartialTucker:
         chain = _drop_full_modes(from_tucker_tensor(tensors, problem.shape.kernel_size), problem.shape, ranks)
         longest = max(errors, key=len)
         status = Status.CONVERGED if len(longest) < self.max_steps else Status.MAX_ITERATIONS
-        return record(problem, balance(chain), status, started, 0, longest)
+        return Fit(balance(chain), status, longest)
 
 
 def _drop_full_modes(chain: Factorization, shape: KernelShape, rank: Rank) -> Factorization:
