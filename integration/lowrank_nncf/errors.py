@@ -29,6 +29,18 @@ class PlanError(errors.PlanError, nncf.ValidationError):
     """A plan does not fit the model, or a layer of it cannot be solved."""
 
 
+class StatisticsError(errors.StatisticsError, nncf.ValidationError):
+    """A file of statistics cannot be used, or is of another network."""
+
+
+class EvaluationError(errors.EvaluationError, nncf.ValidationError):
+    """A ``validation_fn`` failed; the best network until then is in ``compressed``, its plan in ``plan``."""
+
+
+class PluginError(errors.PluginError, nncf.InstallationError):
+    """A plugin is broken, conflicts with another or is not installed."""
+
+
 class ModelError(errors.LowRankError, nncf.UnsupportedModelError):
     """The model is in a state that cannot be compressed."""
 
@@ -42,12 +54,16 @@ _AS_NNCF: dict[type[errors.LowRankError], type[errors.LowRankError]] = {
     errors.CalibrationError: CalibrationError,
     errors.BudgetError: BudgetError,
     errors.PlanError: PlanError,
+    errors.StatisticsError: StatisticsError,
+    errors.EvaluationError: EvaluationError,
+    errors.PluginError: PluginError,
 }
+"""What each of the core's errors is to users of NNCF."""
 
 
 @contextmanager
 def as_nncf_errors() -> Iterator[None]:
-    """Raise the core's errors as errors of NNCF with the same message.
+    """Raise the core's errors as errors of NNCF, with the same message and attributes.
 
     >>> with as_nncf_errors():
     ...     raise errors.BudgetError("The budget cannot be met.")
@@ -61,4 +77,6 @@ def as_nncf_errors() -> Iterator[None]:
         raised = _AS_NNCF.get(type(error))
         if raised is None:
             raise
-        raise raised(*error.args) from error
+        made = raised(*error.args)
+        vars(made).update(vars(error))
+        raise made from error

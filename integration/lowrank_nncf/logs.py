@@ -1,13 +1,13 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The core's messages and progress, shown the way NNCF shows its own."""
+"""Messages and progress of the core and the hosts, shown the way NNCF shows its own."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from nncf.common.logging import nncf_logger
@@ -23,9 +23,19 @@ class _ToNncf(logging.Handler):
 
 @contextmanager
 def nncf_logging() -> Iterator[None]:
-    """Send what the core logs to NNCF's logger, at NNCF's level, until the context ends."""
-    logger, handler = logging.getLogger("lowrank_plugin"), _ToNncf()
-    level, propagate = logger.level, logger.propagate
+    """Send what the core and the host log to NNCF's logger, at NNCF's level, until the context ends.
+
+    Modules log under their own names, so the loggers of the two packages speak for all of them.
+    """
+    with ExitStack() as stack:
+        for package in ("lowrank_plugin", "lowrank_nncf"):
+            stack.enter_context(_sent_to_nncf(logging.getLogger(package)))
+        yield
+
+
+@contextmanager
+def _sent_to_nncf(logger: logging.Logger) -> Iterator[None]:
+    handler, level, propagate = _ToNncf(), logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(nncf_logger.level)
     logger.propagate = False
@@ -39,6 +49,9 @@ def nncf_logging() -> Iterator[None]:
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Show NNCF's progress bar while the core goes through ``items``.
+
+    >>> sum(progress([1, 2, 3], "Adding", total=3))
+    6
 
     :param items: what is gone through.
     :param description: shown before the bar.

@@ -30,7 +30,7 @@ def test_damaged_files(model: nn.Module, dataset: nncf.Dataset, fresh: nn.Module
             lowrank_nncf.load(path, fresh)
         assert path.read_bytes() == whole[:length]
     path.write_bytes(whole.replace(b'{\\"format\\"', b'[\\"format\\"'))
-    with pytest.raises(nncf.ValidationError, match=r"state in .* is damaged"):
+    with pytest.raises(nncf.ValidationError, match=r"is damaged.*JSONDecodeError"):
         lowrank_nncf.load(path, fresh)
     from safetensors.torch import save_file
 

@@ -25,7 +25,7 @@ import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord, hookimpl
 from lowrank_plugin import plugins
 from lowrank_plugin.errors import PluginError
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 
 COMBINATIONS = [
     names for count in range(1, 4) for names in combinations(SECTIONS, count) if not {"magnitude", "rb"} <= set(names)
@@ -45,7 +45,7 @@ def unsolvable(state: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[s
     def refuse(*_: Any) -> None:
         raise AssertionError("a restore must not solve")
 
-    for entry in manager().registered("decomposer").values():
+    for entry in manager().registered(DECOMPOSERS).values():
         for method in ("fit", "curve"):
             monkeypatch.setattr(type(entry.record.decomposer), method, refuse)
     return state
@@ -79,7 +79,7 @@ def test_round_trip_is_bit_equal(
     assert [child.name for child in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("decomposer", list(manager().registered("decomposer")))
+@pytest.mark.parametrize("decomposer", list(manager().registered(DECOMPOSERS)))
 def test_every_decomposer(
     decomposer: str, model: nn.Module, images: Tensor, dataset: nncf.Dataset, fresh: nn.Module, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,10 @@ from lowrank_nncf.nncf2.data import calibration_data, evaluation, model_input
 from lowrank_nncf.nncf2.network import unwrapped
 from lowrank_nncf.nncf2.scopes import module_names, operations, within
 from lowrank_nncf.nncf2.statistics import Statistics
-from lowrank_plugin.reporting import Report
+from lowrank_plugin.chains.record import Report
+from lowrank_plugin.settings import listed_scopes
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class LowRankController(PTCompressionAlgorithmController):
@@ -112,9 +116,9 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
     def _with_scopes(self, model: NNCFNetwork) -> dict[str, Any]:
         section, layers = dict(self._section), operations(model)
         for key, from_config in (("ignored_scopes", self.ignored_scopes), ("target_scopes", self.target_scopes)):
-            own = module_names(_as_list(section.get(key)), layers)
+            own = module_names(listed_scopes(section.get(key)), layers)
             # what the config's scopes name among the new layers is for the other algorithms
-            both = own + [name for scope in _as_list(from_config) for name in within(scope, layers)]
+            both = own + [name for scope in listed_scopes(from_config) for name in within(scope, layers)]
             if both or from_config is not None:
                 section[key] = both
         return section
@@ -128,7 +132,7 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
             )
             raise ConfigurationError(msg)
         if data is None:
-            nncf.nncf_logger.warning(
+            _LOGGER.warning(
                 "No calibration data: the layers are decomposed in the plain norm, which costs much more accuracy. "
                 "Call nncf.torch.register_default_init_args(nncf_config, loader) before create_compressed_model."
             )
@@ -161,9 +165,3 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
 def register_algorithm() -> None:
     """Enter the builder into NNCF's registry."""
     PT_COMPRESSION_ALGORITHMS.register(NAME)(LowRankBuilder)
-
-
-def _as_list(scopes: Any) -> list[str]:
-    if scopes is None:
-        return []
-    return [scopes] if isinstance(scopes, str) else list(scopes)

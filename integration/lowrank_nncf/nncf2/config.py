@@ -14,7 +14,7 @@ from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
 from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_plugin.settings import SCHEMA, Settings
-from lowrank_plugin.validation import suggestion
+from lowrank_plugin.support.messages import suggestion
 
 NAME = "lowrank"
 

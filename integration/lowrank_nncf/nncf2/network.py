@@ -14,7 +14,7 @@ from nncf.torch.nncf_network import NNCFNetwork
 from nncf.torch.utils import training_mode_switcher
 from torch import nn
 
-from lowrank_plugin.replacement import replace
+from lowrank_plugin.layers.replacement import replace
 
 _ADDED = {"_modules": ("pre_ops", "post_ops"), "_buffers": ("nncf_padding_value",)}
 """What NNCF puts into a layer when it takes its place."""

@@ -13,7 +13,7 @@ from nncf.common.scopes import matches_any
 from torch import Tensor, nn
 
 from lowrank_nncf.errors import as_nncf_errors
-from lowrank_plugin.scopes import matches
+from lowrank_plugin.layers.scopes import matches
 
 
 def operations(network: Any) -> dict[str, str]:

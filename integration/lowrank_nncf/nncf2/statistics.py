@@ -12,7 +12,7 @@ from nncf.common import composite_compression
 from nncf.common.statistics import NNCFStatistics
 
 from lowrank_nncf.nncf2.config import NAME
-from lowrank_plugin.reporting import Report
+from lowrank_plugin.chains.record import Report
 
 
 class Statistics(NNCFStatistics):

@@ -7,4 +7,4 @@ import nncf
 
 if int(nncf.__version__.partition(".")[0]) < 3:
     msg = f"lowrank_nncf.nncf3 is for NNCF 3, and this is NNCF {nncf.__version__}: import lowrank_nncf."
-    raise ModuleNotFoundError(msg, name="nncf")
+    raise ImportError(msg, name=__name__)

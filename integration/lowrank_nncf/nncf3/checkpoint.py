@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import nncf
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lowrank_nncf.errors import StateError
 from lowrank_nncf.nncf3.compose import create_compressed_model
 from lowrank_nncf.nncf3.controller import CompressionController
-from lowrank_nncf.nncf3.state import check_state
-from lowrank_plugin.files import write_whole
+from lowrank_nncf.nncf3.state import State, check_state
+from lowrank_plugin.support.files import read_whole, write_whole
 
 KEY = "lowrank_nncf"
 """The key of the file's metadata that holds the state."""
@@ -51,7 +49,7 @@ def load(
     :return: the controller and the compressed model, in the mode and on the device of the one given.
     :raises FileNotFoundError: where there is no such file.
     :raises nncf.ValidationError: where the file is damaged, of a newer format, or of another network.
-    :raises PluginError: where a plugin that made a part of the model is not installed.
+    :raises nncf.InstallationError: where a plugin that made a part of the model is not installed.
     """
     state, weights = _read(Path(path))
     controller, compressed = create_compressed_model(model, state["config"], dataset, compression_state=state)
@@ -63,21 +61,14 @@ def load(
     return controller, compressed
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-    except SafetensorError as error:
-        msg = f"{str(path)!r} is damaged, or no safetensors file: {error}"
-        raise StateError(msg) from error
-    if text is None:
+def _read(path: Path) -> tuple[State, dict[str, Tensor]]:
+    def refused(cause: str) -> StateError:
+        return StateError(f"{str(path)!r} is damaged, or no safetensors file: {cause}")
+
+    # one that is not there, or that may not be read, is not damaged
+    path.open("rb").close()
+    state, weights = read_whole(path, KEY, refused)
+    if not state:
         msg = f"{str(path)!r} holds weights but no state. Expected a file that lowrank_nncf.save wrote."
         raise StateError(msg)
-    try:
-        state = json.loads(text)
-    except ValueError as error:
-        msg = f"The state in {str(path)!r} is damaged: {error}"
-        raise StateError(msg) from error
-    check_state(state)
-    return state, weights
+    return check_state(state), weights

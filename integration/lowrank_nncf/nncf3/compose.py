@@ -6,45 +6,53 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import nncf
 from torch import nn
 
-from lowrank_hooks import CompressionContext
+from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, ModelError, StateError
+from lowrank_nncf.logs import nncf_logging
 from lowrank_nncf.nncf3.algorithms import algorithms
 from lowrank_nncf.nncf3.algorithms.order import check_order
 from lowrank_nncf.nncf3.controller import CompressionController
-from lowrank_nncf.nncf3.model import scopes
 from lowrank_nncf.nncf3.model.inputs import example_input
 from lowrank_nncf.nncf3.model.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_nncf.nncf3.schema import validated
-from lowrank_nncf.nncf3.state import APPLIED, Applied, applied_to, load_from_state
-from lowrank_plugin.accuracy import ValidationFunction
-from lowrank_plugin.reporting import RECORD
+from lowrank_nncf.nncf3.sections import LOWRANK, Json, Section
+from lowrank_nncf.nncf3.state import APPLIED, Applied, State, applied_to, check_state, restored_from
+from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.flow.search import ValidationFunction
+from lowrank_plugin.settings import listed_scopes
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def create_compressed_model(
     model: nn.Module,
-    config: Mapping[str, Any],
+    config: Section,
     dataset: nncf.Dataset | None = None,
     validation_fn: ValidationFunction | None = None,
     *,
-    compression_state: Mapping[str, Any] | None = None,
+    compression_state: Mapping[str, object] | None = None,
 ) -> tuple[CompressionController, nn.Module]:
     """Compress a model as a config says.
 
     The model given is never changed; without an error, a compressed copy of it is returned.
 
-    ..  code-block:: python
-
-            config = {"compression": [{"algorithm": "lowrank", "budget": {"macs": 0.5}}, {"algorithm": "quantization"}]}
-            dataset = nncf.Dataset(loader, lambda item: item[0])
-            controller, compressed = lowrank_nncf.create_compressed_model(model, config, dataset)
-            print(controller.statistics().to_str())
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    >>> dataset = nncf.Dataset([torch.rand(8, 3, 12, 12) for _ in range(4)])
+    >>> config = {"compression": {"algorithm": "lowrank", "ranks": {"2": 8}, "decomposers": ["spatial_svd"]}}
+    >>> controller, compressed = create_compressed_model(model, config, dataset)
+    >>> [tuple(stage.kernel_size) for stage in compressed[2]]
+    [(3, 1), (1, 3)]
+    >>> controller.statistics().lowrank.to_dict()["layers"]["2"]["rank"]
+    [8]
 
     :param model: the model, in any mode and on any device.
     :param config: a dictionary with the key ``"compression"``: a section or a list of sections, in the order
@@ -71,36 +79,58 @@ def create_compressed_model(
     example = example_input(config.get("input_info"), model)
     context = CompressionContext(dataset, example, config.get("target_device", "ANY"), validation_fn)
     if compression_state is not None:
-        return _resumed(model, config, sections, context, compression_state)
+        return _resumed(model, config, sections, context, check_state(compression_state))
     start = _checked_model(model, sections, config.get("bake_pruning", False))
-    steps = [(known[section["algorithm"]], section) for section in sections]
-    merged = [_with_global_scopes(section, config, algorithm.schema) for algorithm, section in steps]
-    names = [section["algorithm"] for section in sections]
-    if "lowrank" in names:
-        merged[names.index("lowrank")] = with_defaults(merged[names.index("lowrank")], names)
-    for (algorithm, _), section in zip(steps, merged, strict=True):
-        if algorithm.check is not None:
-            algorithm.check(start, section, context)
+    steps = _steps(sections, config, known)
+    with nncf_logging():
+        compressed = _applied(start, steps, context)
+    return CompressionController(compressed, config, context), compressed
 
-    compressed, applied = start, list(applied_to(start))
-    for (algorithm, written), section in zip(steps, merged, strict=True):
-        nncf.nncf_logger.info(f"Applying {algorithm.name}")
+
+class _Step(NamedTuple):
+    """An algorithm with its section, as the config has it and as the algorithm gets it."""
+
+    algorithm: CompressionAlgorithmRecord
+    written: Json
+    section: Json
+
+
+def _steps(sections: list[Json], config: Section, known: Mapping[str, CompressionAlgorithmRecord]) -> list[_Step]:
+    names = [section["algorithm"] for section in sections]
+    steps = []
+    for written in sections:
+        algorithm = known[written["algorithm"]]
+        section = _with_global_scopes(written, config, algorithm.schema)
+        if algorithm.name == LOWRANK:
+            section = with_defaults(section, names)
+        steps.append(_Step(algorithm, written, section))
+    return steps
+
+
+def _applied(model: nn.Module, steps: list[_Step], context: CompressionContext) -> nn.Module:
+    """A compressed copy of a model, with the list of what was applied to it."""
+    for algorithm, _, section in steps:
+        if algorithm.check is not None:
+            algorithm.check(model, section, context)
+    compressed, applied = model, list(applied_to(model))
+    for algorithm, written, section in steps:
+        _LOGGER.info("Applying %s", algorithm.name)
         compressed, statistics = algorithm.apply(compressed, section, context)
         applied.append(Applied(written, statistics))
     # an algorithm of a third party may have found nothing to do
     compressed = copy.deepcopy(compressed) if compressed is model else compressed
     setattr(compressed, APPLIED, applied)
-    return CompressionController(compressed, config, context), compressed
+    return compressed
 
 
 def _resumed(
     model: nn.Module,
-    config: Mapping[str, Any],
-    sections: list[dict[str, Any]],
+    config: Section,
+    sections: list[Json],
     context: CompressionContext,
-    state: Mapping[str, Any],
+    state: State,
 ) -> tuple[CompressionController, nn.Module]:
-    restored = load_from_state(model, state)
+    restored = restored_from(model, state)
     wanted, found = ([section["algorithm"] for section in each] for each in (sections, state["config"]["compression"]))
     if wanted != found:
         msg = f"The config names {', '.join(wanted)}, but the state is of a model compressed by {', '.join(found)}."
@@ -110,9 +140,9 @@ def _resumed(
     return controller, restored
 
 
-def _checked_model(model: nn.Module, sections: list[dict[str, Any]], bake: bool) -> nn.Module:
+def _checked_model(model: nn.Module, sections: list[Json], bake: bool) -> nn.Module:
     """The model that the compression starts from: the one given, or a copy with its pruning masks baked in."""
-    if hasattr(model, RECORD) and any(section["algorithm"] == "lowrank" for section in sections):
+    if hasattr(model, RECORD) and any(section["algorithm"] == LOWRANK for section in sections):
         msg = (
             "The model has already been decomposed. Start from the original model, with the budget you want in the end."
         )
@@ -131,12 +161,10 @@ def _check_dataset(dataset: object) -> None:
         raise ConfigurationError(msg)
 
 
-def _with_global_scopes(
-    section: Mapping[str, Any], config: Mapping[str, Any], schema: Mapping[str, Any]
-) -> dict[str, Any]:
+def _with_global_scopes(section: Section, config: Section, schema: Section) -> Json:
     merged = {key: value for key, value in section.items() if key != "algorithm"}
     for key in ("ignored_scopes", "target_scopes"):
-        both = scopes.as_list(config.get(key)) + scopes.as_list(section.get(key))
+        both = listed_scopes(config.get(key)) + listed_scopes(section.get(key))
         if both and key in schema.get("properties", {}):
-            merged[key] = both
+            merged[key] = list(both)
     return merged

@@ -6,22 +6,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import nncf
 import torch
 from nncf.torch.quantization.layers import BaseQuantizer, QuantizerExportMode
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
 from lowrank_nncf.nncf3.algorithms.pruners import pruner_of
 from lowrank_nncf.nncf3.model.inputs import example_of
 from lowrank_nncf.nncf3.model.wrapping import bake_pruning, hooks
-from lowrank_nncf.nncf3.state import applied_to, get_state
+from lowrank_nncf.nncf3.sections import Section
+from lowrank_nncf.nncf3.state import State, applied_to, get_state
 from lowrank_nncf.nncf3.statistics import Statistics
 from lowrank_nncf.nncf3.training import CompressionLoss, CompressionScheduler, CompressionStage
 
@@ -43,7 +42,7 @@ class CompressionController:
     :param context: what the config said for all sections.
     """
 
-    def __init__(self, model: nn.Module, config: Mapping[str, Any], context: CompressionContext) -> None:
+    def __init__(self, model: nn.Module, config: Section, context: CompressionContext) -> None:
         self.model = model
         self._config, self._context = config, context
         sections = {each.section["algorithm"]: each.section for each in applied_to(model)}
@@ -65,7 +64,7 @@ class CompressionController:
         alone = len(applied_to(self.model)) == 1
         return stage if alone or stage is CompressionStage.FULLY_COMPRESSED else CompressionStage.PARTIALLY_COMPRESSED
 
-    def get_compression_state(self) -> dict[str, Any]:
+    def get_compression_state(self) -> State:
         """Return everything but the weights that :func:`lowrank_nncf.load_from_state` needs: one JSON value.
 
         :raises nncf.ValidationError: where an algorithm of a third party left statistics that are no JSON values.
@@ -130,14 +129,14 @@ def _exportable(model: nn.Module, standard_ops: bool) -> nn.Module:
     return model
 
 
-def _write_openvino(model: nn.Module, example: Any, path: Path) -> None:
+def _write_openvino(model: nn.Module, example: object, path: Path) -> None:
     import openvino
 
     openvino.save_model(openvino.convert_model(model, example_input=example), path, compress_to_fp16=False)
 
 
-def _write_onnx(model: nn.Module, example: Any, path: Path) -> None:
-    arguments: tuple[Any, ...] = (example,) if isinstance(example, Tensor) else tuple(example)
+def _write_onnx(model: nn.Module, example: object, path: Path) -> None:
+    arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
     keywords = example if isinstance(example, dict) else None
     # The exporter for torch.export graphs cannot take NNCF's quantizers.
     torch.onnx.export(model, () if keywords else arguments, path, kwargs=keywords, dynamo=False)

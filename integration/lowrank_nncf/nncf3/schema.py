@@ -6,25 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
-from lowrank_plugin.validation import suggestion, validate
+from lowrank_nncf.nncf3.sections import Json, Section
+from lowrank_plugin.support.messages import suggestion
+from lowrank_plugin.support.validation import validate
 
-SCOPES: dict[str, Any] = {
+SCOPES: Json = {
     "description": "a scope or a list of scopes: module names, NNCF operation names or '{re}' and a pattern",
     "type": ["string", "array"],
     "items": {"type": "string"},
 }
 
-SCOPING: dict[str, Any] = {
+SCOPING: Json = {
     "ignored_scopes": SCOPES,
     "target_scopes": SCOPES,
     "validate_scopes": {"description": "true or false", "type": "boolean"},
 }
 """The keys with which a section that puts hooks into a model says where."""
 
-INPUT: dict[str, Any] = {
+INPUT: Json = {
     "type": "object",
     "properties": {
         "sample_size": {
@@ -39,7 +40,7 @@ INPUT: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-CONFIG: dict[str, Any] = {
+CONFIG: Json = {
     "type": "object",
     "properties": {
         "input_info": {
@@ -74,7 +75,7 @@ ELSEWHERE = {
 """Algorithms of NNCF 2.x that a config for NNCF 3.x cannot name, and what to use instead."""
 
 
-def validated(config: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def validated(config: object, schemas: Mapping[str, Section]) -> list[Json]:
     """Check a config and return its compression sections as a list.
 
     >>> nothing = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -85,7 +86,7 @@ def validated(config: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any
     Did you mean 'lowrank'? Algorithms: lowrank.
 
     :param config: the config as users write it.
-    :param sections: {algorithm: the schema of its section without the key 'algorithm'}; a schema may hold
+    :param schemas: {algorithm: the schema of its section without the key 'algorithm'}; a schema may hold
         ``"removed"``, {key that NNCF 2 knew: what to do instead}.
     :return: the sections in the order of the config.
     :raises ConfigurationError: where the config does not fit.
@@ -103,11 +104,11 @@ def validated(config: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any
     many = not isinstance(compression, Mapping)
     listed = list(compression) if many else [compression]
     for index, section in enumerate(listed):
-        _validate_section(section, sections, f"config['compression'][{index}]" if many else "config['compression']")
+        _validate_section(section, schemas, f"config['compression'][{index}]" if many else "config['compression']")
     return [dict(section) for section in listed]
 
 
-def _validate_inputs(input_info: Any) -> None:
+def _validate_inputs(input_info: Json | list[Json]) -> None:
     single = isinstance(input_info, Mapping)
     for index, entry in enumerate([input_info] if single else input_info):
         where = "config['input_info']" + ("" if single else f"[{index}]")
@@ -117,11 +118,11 @@ def _validate_inputs(input_info: Any) -> None:
             raise ConfigurationError(msg)
 
 
-def _validate_section(section: Any, sections: Mapping[str, Mapping[str, Any]], where: str) -> None:
+def _validate_section(section: object, schemas: Mapping[str, Section], where: str) -> None:
     if not isinstance(section, Mapping):
         msg = f"Invalid value {section!r} for {where}: expected a dictionary with the key 'algorithm'."
         raise ConfigurationError(msg)
-    choices = f"Algorithms: {', '.join(sections)}."
+    choices = f"Algorithms: {', '.join(schemas)}."
     name = section.get("algorithm")
     if name is None:
         msg = f"Missing key 'algorithm' in {where}. {choices}"
@@ -129,12 +130,12 @@ def _validate_section(section: Any, sections: Mapping[str, Mapping[str, Any]], w
     if name in ELSEWHERE:
         msg = f"Algorithm {name!r} in {where} cannot be used: {ELSEWHERE[name]} {choices}"
         raise ConfigurationError(msg)
-    if name not in sections:
-        msg = f"Unknown algorithm {name!r} in {where}. {suggestion(name, sections)}{choices}"
+    if name not in schemas:
+        msg = f"Unknown algorithm {name!r} in {where}. {suggestion(name, schemas)}{choices}"
         raise ConfigurationError(msg)
     for key in section:
-        if key in sections[name].get("removed", {}):
-            msg = f"Key {key!r} in {where} cannot be used: {sections[name]['removed'][key]}"
+        if key in schemas[name].get("removed", {}):
+            msg = f"Key {key!r} in {where} cannot be used: {schemas[name]['removed'][key]}"
             raise ConfigurationError(msg)
     with as_nncf_errors():
-        validate({key: value for key, value in section.items() if key != "algorithm"}, sections[name], where)
+        validate({key: value for key, value in section.items() if key != "algorithm"}, schemas[name], where)

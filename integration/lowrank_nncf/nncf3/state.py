@@ -10,26 +10,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TypedDict, cast
 
 import nncf
 from nncf.torch.function_hook.hook_storage import HookStorage, decode_hook_name
 from torch import nn
 
 import lowrank_plugin
-from lowrank_nncf.errors import ModelError, StateError, as_nncf_errors
+from lowrank_hooks import CompressionAlgorithmRecord
+from lowrank_nncf.errors import ModelError, PluginError, StateError, as_nncf_errors
 from lowrank_nncf.nncf3.algorithms import ALGORITHMS, algorithms
 from lowrank_nncf.nncf3.model.wrapping import check_free_of_hooks, hooks
-from lowrank_plugin.errors import PluginError
-from lowrank_plugin.plugins import OWN_DISTRIBUTION, manager
-from lowrank_plugin.reporting import RECORD
-from lowrank_plugin.validation import suggestion, validate
+from lowrank_nncf.nncf3.sections import LOWRANK, Json, Section
+from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.plugins import COMPRESSION_ALGORITHMS, OWN_DISTRIBUTION, manager
+from lowrank_plugin.support.messages import suggestion
+from lowrank_plugin.support.validation import validate
 
 FORMAT = 1
 APPLIED = "lowrank_nncf_applied"
 """The attribute of a compressed model that holds what was applied to it, in order."""
 
-_SCHEMA: dict[str, Any] = {
+_SCHEMA: Json = {
     "type": "object",
     "required": ["format", "versions", "config", "algorithms", "lowrank", "nncf", "training"],
     "properties": {
@@ -71,6 +73,26 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
+class AlgorithmState(TypedDict):
+    """One algorithm in a state: its name, where it comes from, and what it returned, as JSON."""
+
+    name: str
+    distribution: str
+    statistics: object
+
+
+class State(TypedDict):
+    """What :func:`get_state` returns, and :func:`check_state` has looked at."""
+
+    format: int
+    versions: dict[str, str]
+    config: Json
+    algorithms: list[AlgorithmState]
+    lowrank: Json | None
+    nncf: Json | None
+    training: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Applied:
     """One algorithm that was applied to a model.
@@ -79,8 +101,8 @@ class Applied:
     :param statistics: what it returned.
     """
 
-    section: Mapping[str, Any]
-    statistics: Any
+    section: Section
+    statistics: object
 
 
 def applied_to(model: nn.Module) -> Sequence[Applied]:
@@ -88,10 +110,11 @@ def applied_to(model: nn.Module) -> Sequence[Applied]:
 
     :param model: any model.
     """
-    return getattr(model, APPLIED, ())
+    applied: Sequence[Applied] = getattr(model, APPLIED, ())
+    return applied
 
 
-def get_state(model: nn.Module, config: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+def get_state(model: nn.Module, config: Section, training: Mapping[str, int]) -> State:
     """Everything but the weights that is needed to build a compressed model again.
 
     :param model: the compressed model.
@@ -114,7 +137,7 @@ def get_state(model: nn.Module, config: Mapping[str, Any], training: Mapping[str
     }
 
 
-def load_from_state(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+def load_from_state(model: nn.Module, state: Mapping[str, object]) -> nn.Module:
     """Bring a fresh, uncompressed model into the structure of a compressed one. Nothing is solved, no data needed.
 
     ..  code-block:: python
@@ -130,22 +153,28 @@ def load_from_state(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     :return: a copy that has chains, masks and quantizers in their places; ``load_state_dict`` fills them.
     :raises nncf.ValidationError: where the state is damaged, of a newer format, or of another network.
     :raises nncf.UnsupportedModelError: where the model is already compressed.
-    :raises PluginError: where a plugin that made a part of it is not installed; names its distribution.
+    :raises nncf.InstallationError: where a plugin that made a part of it is not installed; names its distribution.
     """
-    check_state(state)
+    return restored_from(model, check_state(state))
+
+
+def restored_from(model: nn.Module, state: State) -> nn.Module:
+    """As :func:`load_from_state`, for a state that has been checked."""
     check_free_of_hooks(model)
     if hasattr(model, RECORD):
         msg = "The model is already decomposed. Restore into a fresh one, as its constructor makes it."
         raise ModelError(msg)
     records = _installed(state["algorithms"])
     restored = copy.deepcopy(model)
-    names = [each["name"] for each in state["algorithms"]]
-    for name in names if "lowrank" in names or state["lowrank"] is None else ["lowrank", *names]:
-        if name == "lowrank":
+    steps = {each["name"]: each["statistics"] for each in state["algorithms"]}
+    # a model may have been decomposed before the config was applied
+    for name, statistics in steps.items() if LOWRANK in steps else [(LOWRANK, None), *steps.items()]:
+        restore = records[name].restore
+        if name == LOWRANK and state["lowrank"] is not None:
             with as_nncf_errors():
                 restored = lowrank_plugin.restore(restored, state["lowrank"])
-        elif records[name].restore is not None:
-            restored = records[name].restore(restored, state["algorithms"][names.index(name)]["statistics"])
+        elif restore is not None:
+            restored = restore(restored, statistics)
     if state["nncf"] is not None:
         restored = _with_hooks(restored, state["nncf"], state["versions"].get("nncf", "of an unknown version"))
     sections = state["config"]["compression"]
@@ -154,27 +183,30 @@ def load_from_state(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     return restored
 
 
-def check_state(state: object) -> None:
+def check_state(state: object) -> State:
     """Refuse what is no state, or one of a newer format.
 
     :param state: what is to be restored.
+    :return: the same, which is a state.
     :raises StateError: naming the first fault.
     """
     try:
         validate(state, _SCHEMA, "the state")
     except ValueError as error:
         raise StateError(str(error)) from error
-    names = [each["name"] for each in state["algorithms"]]  # type: ignore[index]
-    sections = state["config"].get("compression", [])  # type: ignore[index]
+    checked = cast("State", state)
+    names = [each["name"] for each in checked["algorithms"]]
+    sections = checked["config"].get("compression", [])
     if [section.get("algorithm") for section in sections] != names:
         msg = f"The state is damaged: its config and its list of algorithms, {', '.join(names)}, differ."
         raise StateError(msg)
-    if "lowrank" in names and state["lowrank"] is None:  # type: ignore[index]
+    if LOWRANK in names and checked["lowrank"] is None:
         msg = "The state is damaged: 'lowrank' was applied, but the state does not say to which layers."
         raise StateError(msg)
+    return checked
 
 
-def _installed(wanted: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _installed(wanted: Sequence[AlgorithmState]) -> Mapping[str, CompressionAlgorithmRecord]:
     known = algorithms()
     for each in wanted:
         if each["name"] not in known:
@@ -183,27 +215,29 @@ def _installed(wanted: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return known
 
 
-def _as_record(applied: Applied) -> dict[str, Any]:
+def _as_record(applied: Applied) -> AlgorithmState:
     name = applied.section["algorithm"]
-    others = manager().registered("compression algorithm")
+    with as_nncf_errors():
+        others = manager().registered(COMPRESSION_ALGORITHMS)
     statistics = applied.statistics.to_dict() if hasattr(applied.statistics, "to_dict") else applied.statistics
     return {
         "name": name,
         "distribution": OWN_DISTRIBUTION if name in ALGORITHMS or name not in others else others[name].distribution,
         # the report of the decomposition is a part of its own state
-        "statistics": None if name == "lowrank" else _as_json(statistics, f"the statistics of {name!r}"),
+        "statistics": None if name == LOWRANK else _as_json(statistics, f"the statistics of {name!r}"),
     }
 
 
-def _as_json(value: Any, what: str) -> Any:
+def _as_json(value: object, what: str) -> Json:
     try:
-        return json.loads(json.dumps(value))
+        plain: Json = json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         msg = f"Cannot save {what}: expected JSON values only ({error})."
         raise StateError(msg) from error
+    return plain
 
 
-def _with_hooks(model: nn.Module, config: Mapping[str, Any], written_by: str) -> nn.Module:
+def _with_hooks(model: nn.Module, config: Json, written_by: str) -> nn.Module:
     """Put NNCF's hooks into a model, with the mode of the model."""
     modules = dict(model.named_modules())
     for command in config["compression_state"]:

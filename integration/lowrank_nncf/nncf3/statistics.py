@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import nncf
 from nncf.torch.function_hook import is_wrapped
@@ -15,11 +15,10 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
 from lowrank_nncf.nncf3.model.wrapping import hooks
-from lowrank_plugin.reporting import RECORD, Report, report
+from lowrank_nncf.nncf3.sections import LOWRANK, PRUNING, QUANTIZATION, Json
+from lowrank_plugin.chains.record import RECORD, Report, report
 
 Record = TypeVar("Record", "PruningStatistics", "QuantizationStatistics")
-
-PRUNING_ALGORITHMS = frozenset({"magnitude_sparsity", "rb_sparsity"})
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class QuantizationStatistics:
             bits=tuple(sorted({hook.num_bits for _, hook in quantizers})),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
         return asdict(self)
 
@@ -94,7 +93,7 @@ class PruningStatistics:
         tensors = {each.tensor_name: each.pruned_ratio for each in found.pruned_tensors}
         return cls(algorithm, found.pruning_ratio, found.global_pruning_ratio, dict(sorted(tensors.items())))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
         return asdict(self)
 
@@ -119,10 +118,10 @@ class Statistics:
     lowrank: Report | None = None
     pruning: PruningStatistics | None = None
     quantization: QuantizationStatistics | None = None
-    others: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, by_name: Mapping[str, Any]) -> Statistics:
+    def of(cls, model: nn.Module, by_name: Mapping[str, object]) -> Statistics:
         """Look at a model as it is now, in the midst of its training perhaps.
 
         >>> Statistics.of(nn.ReLU(), {"weight_clustering": {"clusters": 16}}).to_str()
@@ -133,9 +132,9 @@ class Statistics:
             such as the quantizers of one that has been stripped.
         """
         others = dict(by_name)
-        others.pop("lowrank", None)
-        pruning, quantization = None, others.pop("quantization", None)
-        for name in PRUNING_ALGORITHMS & others.keys():
+        others.pop(LOWRANK, None)
+        pruning, quantization = None, others.pop(QUANTIZATION, None)
+        for name in PRUNING & others.keys():
             found = PruningStatistics.of(model, name)
             before = others.pop(name)
             pruning = found if found.tensors else _record(PruningStatistics, before)
@@ -151,7 +150,7 @@ class Statistics:
             parts.append(value.to_str() if hasattr(value, "to_str") else f"{name}: {value}")
         return "\n\n".join(parts)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
         return {
             "lowrank": None if self.lowrank is None else self.lowrank.to_dict(),
@@ -161,9 +160,9 @@ class Statistics:
         }
 
 
-def _record(kind: type[Record], value: Record | Mapping[str, Any]) -> Record:
+def _record(kind: type[Record], value: object) -> Record:
     """Statistics as they were returned, or as they come out of a saved state."""
-    return kind(**value) if isinstance(value, Mapping) else value
+    return value if isinstance(value, kind) else kind(**cast("Json", value))
 
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
 
 from torch import Tensor
 
@@ -44,11 +43,11 @@ class CompressionLoss:
         """
         return {"loss": float(self.calculate().detach())}
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, int]:
         """Return an empty dictionary: the loss has no state beside the masks."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, int]) -> None:
         """Do nothing; for likeness with NNCF 2."""
 
 

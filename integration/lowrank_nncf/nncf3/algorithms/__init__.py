@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from lowrank_hooks import CompressionAlgorithmRecord
+from lowrank_nncf.errors import PluginError, as_nncf_errors
 from lowrank_nncf.nncf3.algorithms.lowrank import LOWRANK
 from lowrank_nncf.nncf3.algorithms.pruning import MAGNITUDE_SPARSITY, RB_SPARSITY
 from lowrank_nncf.nncf3.algorithms.quantization import QUANTIZATION
-from lowrank_plugin.errors import PluginError
-from lowrank_plugin.plugins import DISABLE_VARIABLE, OWN_DISTRIBUTION, manager
+from lowrank_plugin.plugins import COMPRESSION_ALGORITHMS, DISABLE_VARIABLE, OWN_DISTRIBUTION, manager
 
 ALGORITHMS: dict[str, CompressionAlgorithmRecord] = {
     algorithm.name: algorithm for algorithm in (LOWRANK, MAGNITUDE_SPARSITY, RB_SPARSITY, QUANTIZATION)
@@ -25,10 +25,12 @@ def algorithms() -> dict[str, CompressionAlgorithmRecord]:
     ['lowrank', 'magnitude_sparsity', 'rb_sparsity', 'quantization']
 
     :return: the algorithms by name.
-    :raises PluginError: where a plugin offers a name that is taken.
+    :raises nncf.InstallationError: where a plugin offers a name that is taken.
     """
     found = dict(ALGORITHMS)
-    for name, entry in manager().registered("compression algorithm").items():
+    with as_nncf_errors():
+        offered = manager().registered(COMPRESSION_ALGORITHMS)
+    for name, entry in offered.items():
         if name in found:
             msg = (
                 f"Two plugins offer a compression algorithm named {name!r}: {OWN_DISTRIBUTION} and "

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
 
 import nncf
 import torch
@@ -16,10 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
 from lowrank_nncf.nncf3.model.inputs import items_for
+from lowrank_nncf.nncf3.sections import Initialized, Json
+
+_LOGGER = logging.getLogger(__name__)
 
 DEFAULT_SAMPLES = 2000
 
-SCHEMA: dict[str, Any] = {
+SCHEMA: Json = {
     "description": "a dictionary with the key 'num_bn_adaptation_samples'",
     "type": "object",
     "properties": {
@@ -29,7 +31,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def check(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+def check(model: nn.Module, section: Initialized, context: CompressionContext) -> None:
     """Refuse an adaptation that cannot be made or would do harm.
 
     :param model: the model before compression.
@@ -52,10 +54,10 @@ def check(model: nn.Module, section: Mapping[str, Any], context: CompressionCont
         )
         raise ConfigurationError(msg)
     if not layers:
-        nncf.nncf_logger.warning("'batchnorm_adaptation' has nothing to adapt: the model has no BatchNorm layer.")
+        _LOGGER.warning("'batchnorm_adaptation' has nothing to adapt: the model has no BatchNorm layer.")
 
 
-def adapt(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+def adapt(model: nn.Module, section: Initialized, context: CompressionContext) -> None:
     """Run a compressed model on the data with only its BatchNorm layers in training mode; nothing where not asked for.
 
     :param model: the compressed model, changed in place.
@@ -67,15 +69,15 @@ def adapt(model: nn.Module, section: Mapping[str, Any], context: CompressionCont
         nncf.batch_norm_adaptation(model, context.dataset, num_iterations=items_for(samples, context.dataset))
 
 
-def _samples(section: Mapping[str, Any]) -> int:
+def _samples(section: Initialized) -> int:
     adaptation = section.get("initializer", {}).get("batchnorm_adaptation")
-    return 0 if adaptation is None else int(adaptation.get("num_bn_adaptation_samples", DEFAULT_SAMPLES))
+    return 0 if adaptation is None else adaptation.get("num_bn_adaptation_samples", DEFAULT_SAMPLES)
 
 
 def _adaptable(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) and layer.running_mean is not None
 
 
-def _is_identity(layer: Any) -> bool:
-    mean, variance = layer.running_mean, layer.running_var
+def _is_identity(layer: nn.Module) -> bool:
+    mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
     return torch.equal(mean, torch.zeros_like(mean)) and torch.equal(variance, torch.ones_like(variance))

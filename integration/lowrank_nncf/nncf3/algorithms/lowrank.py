@@ -5,20 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
 import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
-from lowrank_nncf.logs import nncf_logging, progress
-from lowrank_plugin.accuracy import ValidationFunction, judge_of
+from lowrank_nncf.logs import progress
+from lowrank_nncf.nncf3 import sections
+from lowrank_nncf.nncf3.sections import Section
+from lowrank_plugin.chains.record import Report
+from lowrank_plugin.flow.search import ValidationFunction, judge_of
 from lowrank_plugin.settings import SCHEMA, Settings
 
 
-def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+def _check(model: nn.Module, section: Section, context: CompressionContext) -> None:
     with as_nncf_errors():
         judge_of(Settings.from_mapping(section), _judge(section, context))
     if context.dataset is None and context.example_input is None:
@@ -29,8 +29,8 @@ def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
         raise ConfigurationError(msg)
 
 
-def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> tuple[nn.Module, Any]:
-    with as_nncf_errors(), nncf_logging():
+def _apply(model: nn.Module, section: Section, context: CompressionContext) -> tuple[nn.Module, Report]:
+    with as_nncf_errors():
         compressed = lowrank_plugin.decompose(
             model,
             context.dataset,
@@ -42,9 +42,9 @@ def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
         return compressed, lowrank_plugin.report(compressed)
 
 
-def _judge(section: Mapping[str, Any], context: CompressionContext) -> ValidationFunction | None:
+def _judge(section: Section, context: CompressionContext) -> ValidationFunction | None:
     # it belongs to the whole config, where other algorithms may be what it was given for
     return context.validation_fn if "accuracy_drop" in (section.get("budget") or {}) else None
 
 
-LOWRANK = CompressionAlgorithmRecord("lowrank", _apply, SCHEMA, _check, summary="chains of smaller layers")
+LOWRANK = CompressionAlgorithmRecord(sections.LOWRANK, _apply, SCHEMA, _check, summary="chains of smaller layers")

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from lowrank_hooks import CompressionAlgorithmRecord
-from lowrank_nncf.errors import ConfigurationError
-from lowrank_plugin.errors import PluginError
-
-_PRUNING = frozenset({"magnitude_sparsity", "rb_sparsity"})
+from lowrank_nncf.errors import ConfigurationError, PluginError
+from lowrank_nncf.nncf3.sections import PRUNING
 
 
 def check_order(algorithms: Sequence[CompressionAlgorithmRecord]) -> None:
@@ -24,14 +22,14 @@ def check_order(algorithms: Sequence[CompressionAlgorithmRecord]) -> None:
 
     :param algorithms: in the order of the config.
     :raises ConfigurationError: where one appears twice or too early; says the right order.
-    :raises PluginError: where what they declare contradicts itself.
+    :raises nncf.InstallationError: where what they declare contradicts itself.
     """
     names = [algorithm.name for algorithm in algorithms]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         msg = f"Algorithm {repeated!r} appears {names.count(repeated)} times in config['compression']; give it once."
         raise ConfigurationError(msg)
-    pruning = [name for name in names if name in _PRUNING]
+    pruning = [name for name in names if name in PRUNING]
     if len(pruning) > 1:
         msg = (
             f"config['compression'] names {' and '.join(map(repr, pruning))}, which both prune: the second would "

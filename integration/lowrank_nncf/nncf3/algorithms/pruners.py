@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from nncf.torch.function_hook import get_hook_storage, is_wrapped
@@ -16,9 +16,10 @@ from nncf.torch.function_hook.pruning.rb.losses import RBLoss
 from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask, binary_mask
 from torch import Tensor, nn
 
-from lowrank_nncf.nncf3.algorithms.pruning import MAGNITUDE, REGULARIZATION, mode_of, schedule_of
+from lowrank_nncf.nncf3.algorithms.pruning import mode_of, schedule_of
 from lowrank_nncf.nncf3.algorithms.schedules import Schedule
 from lowrank_nncf.nncf3.model.wrapping import MASKS, hooks
+from lowrank_nncf.nncf3.sections import MAGNITUDE, REGULARIZATION, PruningSection, Section
 
 
 class Pruner(Protocol):
@@ -37,7 +38,7 @@ class Pruner(Protocol):
         ...
 
 
-def pruner_of(model: nn.Module, sections: Mapping[str, Mapping[str, Any]]) -> Pruner:
+def pruner_of(model: nn.Module, sections: Mapping[str, Section]) -> Pruner:
     """The pruner of a compressed model.
 
     :param model: the model.
@@ -46,9 +47,10 @@ def pruner_of(model: nn.Module, sections: Mapping[str, Mapping[str, Any]]) -> Pr
     name = next((name for name in (MAGNITUDE, REGULARIZATION) if name in sections), None)
     if name is None or not is_wrapped(model):
         return NoPruner()
-    schedule = schedule_of(name, sections[name])
+    section = cast("PruningSection", sections[name])
+    schedule = schedule_of(name, section)
     if name == MAGNITUDE:
-        return MagnitudePruner(model, schedule, sections[name])
+        return MagnitudePruner(model, schedule, section)
     return LearnedPruner(model, schedule)
 
 
@@ -76,7 +78,7 @@ class MagnitudePruner:
     :param section: the section of the config.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, section: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, section: PruningSection) -> None:
         self.schedule = schedule
         self._model, self._mode = model, mode_of(section)
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import nncf
 from nncf.torch.function_hook import get_hook_storage
@@ -20,9 +19,16 @@ from lowrank_nncf.nncf3.model import scopes
 from lowrank_nncf.nncf3.model.inputs import example_of
 from lowrank_nncf.nncf3.model.wrapping import check_can_be_wrapped
 from lowrank_nncf.nncf3.schema import SCOPING
+from lowrank_nncf.nncf3.sections import (
+    LOWRANK,
+    MAGNITUDE,
+    QUANTIZATION,
+    REGULARIZATION,
+    Json,
+    PruningSection,
+    Section,
+)
 from lowrank_nncf.nncf3.statistics import PruningStatistics
-
-MAGNITUDE, REGULARIZATION = "magnitude_sparsity", "rb_sparsity"
 
 _NO_MULTIPLIER = {
     "compression_lr_multiplier": "NNCF 3 does not scale gradients. Give the parameters of the masks a group of their "
@@ -36,7 +42,7 @@ _INITIALIZER = {
 }
 
 
-def _schema(modes: list[str], **params: Any) -> dict[str, Any]:
+def _schema(modes: list[str], **params: Json) -> Json:
     mode = {"description": " or ".join(map(repr, modes)) + ", which NNCF 3 has for this algorithm", "enum": modes}
     return {
         "type": "object",
@@ -56,7 +62,7 @@ def _schema(modes: list[str], **params: Any) -> dict[str, Any]:
     }
 
 
-def schedule_of(algorithm: str, section: Mapping[str, Any]) -> schedules.Schedule:
+def schedule_of(algorithm: str, section: PruningSection) -> schedules.Schedule:
     """How the sparsity of a section rises during training.
 
     :param algorithm: one of the two.
@@ -65,7 +71,7 @@ def schedule_of(algorithm: str, section: Mapping[str, Any]) -> schedules.Schedul
     return schedules.schedule_of(section, "polynomial" if algorithm == MAGNITUDE else "exponential")
 
 
-def mode_of(section: Mapping[str, Any]) -> nncf.PruneMode:
+def mode_of(section: PruningSection) -> nncf.PruneMode:
     """Whether the weights of a magnitude section compete within their layer or with all others.
 
     :param section: the section.
@@ -75,23 +81,24 @@ def mode_of(section: Mapping[str, Any]) -> nncf.PruneMode:
     return modes.UNSTRUCTURED_MAGNITUDE_LOCAL if local else modes.UNSTRUCTURED_MAGNITUDE_GLOBAL
 
 
-def _check_magnitude(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
-    mode = mode_of(section)
-    absolute = section.get("params", {}).get("weight_importance", "normed_abs") == "abs"
+def _check_magnitude(model: nn.Module, section: Section, context: CompressionContext) -> None:
+    pruning = cast("PruningSection", section)
+    mode = mode_of(pruning)
+    absolute = pruning.get("params", {}).get("weight_importance", "normed_abs") == "abs"
     if absolute and mode is nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL:
         msg = (
             "'weight_importance' is 'abs', but NNCF 3 compares the weights of several layers by 'normed_abs' only, "
             "relative to the norm of their layer. Leave it out, or set 'sparsity_level_setting_mode' to 'local'."
         )
         raise ConfigurationError(msg)
-    _check(MAGNITUDE, model, section, context)
+    _check(MAGNITUDE, model, pruning, context)
 
 
-def _check_regularization(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
-    _check(REGULARIZATION, model, section, context)
+def _check_regularization(model: nn.Module, section: Section, context: CompressionContext) -> None:
+    _check(REGULARIZATION, model, cast("PruningSection", section), context)
 
 
-def _check(algorithm: str, model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+def _check(algorithm: str, model: nn.Module, section: PruningSection, context: CompressionContext) -> None:
     schedule_of(algorithm, section)
     check_can_be_wrapped(model, algorithm)
     example_of(context)
@@ -99,27 +106,28 @@ def _check(algorithm: str, model: nn.Module, section: Mapping[str, Any], context
 
 
 def _apply_magnitude(
-    model: nn.Module, section: Mapping[str, Any], context: CompressionContext
-) -> tuple[nn.Module, Any]:
-    level = schedule_of(MAGNITUDE, section).initial
-    return _prune(MAGNITUDE, model, section, context, mode_of(section), level)
+    model: nn.Module, section: Section, context: CompressionContext
+) -> tuple[nn.Module, PruningStatistics]:
+    pruning = cast("PruningSection", section)
+    level = schedule_of(MAGNITUDE, pruning).initial
+    return _prune(MAGNITUDE, model, pruning, context, mode_of(pruning), level)
 
 
 def _apply_regularization(
-    model: nn.Module, section: Mapping[str, Any], context: CompressionContext
-) -> tuple[nn.Module, Any]:
+    model: nn.Module, section: Section, context: CompressionContext
+) -> tuple[nn.Module, PruningStatistics]:
     mode = nncf.PruneMode.UNSTRUCTURED_REGULARIZATION_BASED
-    return _prune(REGULARIZATION, model, section, context, mode, None)
+    return _prune(REGULARIZATION, model, cast("PruningSection", section), context, mode, None)
 
 
 def _prune(
     algorithm: str,
     model: nn.Module,
-    section: Mapping[str, Any],
+    section: PruningSection,
     context: CompressionContext,
     mode: nncf.PruneMode,
     level: float | None,
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, PruningStatistics]:
     check_can_be_wrapped(model, algorithm)
     ignored = scopes.ignored(model, section, context)
     # unlike nncf.quantize, nncf.prune changes the model it is given
@@ -139,7 +147,7 @@ def _prune(
     return pruned, statistics
 
 
-_AFTER, _BEFORE = frozenset({"lowrank"}), frozenset({"quantization"})
+_AFTER, _BEFORE = frozenset({LOWRANK}), frozenset({QUANTIZATION})
 
 MAGNITUDE_SPARSITY = CompressionAlgorithmRecord(
     MAGNITUDE,

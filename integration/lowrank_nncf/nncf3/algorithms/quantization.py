@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import nncf
 from nncf.quantization.advanced_parameters import QuantizationMode, QuantizationParameters
@@ -17,14 +16,16 @@ import lowrank_plugin
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.errors import CalibrationError, ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import progress
+from lowrank_nncf.nncf3 import sections
 from lowrank_nncf.nncf3.algorithms import adaptation, rounding
 from lowrank_nncf.nncf3.model import scopes
 from lowrank_nncf.nncf3.model.inputs import items_for
 from lowrank_nncf.nncf3.model.wrapping import check_can_be_wrapped, hooks
 from lowrank_nncf.nncf3.schema import SCOPING
+from lowrank_nncf.nncf3.sections import Json, QuantizationSection, Section
 from lowrank_nncf.nncf3.statistics import QuantizationStatistics
-from lowrank_plugin.reporting import RECORD
-from lowrank_plugin.rounding import round_weights
+from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.int8.rounding import round_weights
 
 _RANGES: dict[str, RangeEstimatorParameters] = {
     "min_max": RangeEstimatorParametersSet.MINMAX,
@@ -41,7 +42,7 @@ _QUANTIZER = {
     },
     "additionalProperties": False,
 }
-_SCHEMA: dict[str, Any] = {
+_SCHEMA: Json = {
     "type": "object",
     "properties": {
         "preset": {"description": "'performance' or 'mixed'", "enum": ["performance", "mixed"]},
@@ -73,6 +74,18 @@ _SCHEMA: dict[str, Any] = {
             },
             "additionalProperties": False,
         },
+        "calibration": {
+            "description": "a dictionary with the key 'memory_gb'",
+            "type": "object",
+            "properties": {
+                "memory_gb": {
+                    "description": "a number above 0, gigabytes that rounding the weights may need",
+                    "type": "number",
+                    "exclusiveMinimum": 0,
+                }
+            },
+            "additionalProperties": False,
+        },
         **SCOPING,
     },
     "additionalProperties": False,
@@ -87,7 +100,8 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> None:
+def _check(model: nn.Module, section: Section, context: CompressionContext) -> None:
+    section = cast("QuantizationSection", section)
     if context.dataset is None:
         msg = "'quantization' needs calibration data. Pass dataset=nncf.Dataset(loader, transform)."
         raise ConfigurationError(msg)
@@ -101,11 +115,18 @@ def _check(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
     adaptation.check(model, section, context)
 
 
-def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> tuple[nn.Module, Any]:
+def _apply(model: nn.Module, section: Section, context: CompressionContext) -> tuple[nn.Module, QuantizationStatistics]:
+    return _quantized(model, cast("QuantizationSection", section), context)
+
+
+def _quantized(
+    model: nn.Module, section: QuantizationSection, context: CompressionContext
+) -> tuple[nn.Module, QuantizationStatistics]:
     check_can_be_wrapped(model, "quantization")
     samples = section.get("initializer", {}).get("range", {}).get("num_init_samples", 300)
     advanced, own = _advanced(section), rounding.applies(model, section)
     advanced.disable_bias_correction = own
+    limit = rounding.memory_gb(model, section)
     model = _rotated(model, context)
     training = {name: module.training for name, module in model.named_modules()}
     try:
@@ -124,7 +145,7 @@ def _apply(model: nn.Module, section: Mapping[str, Any], context: CompressionCon
         raise CalibrationError(msg) from error
     if own:
         with as_nncf_errors():
-            round_weights(quantized, rounding.grids(quantized), context.dataset, progress=progress)
+            round_weights(quantized, rounding.grids(quantized), context.dataset, memory_gb=limit, progress=progress)
     adaptation.adapt(quantized, section, context)
     for name, module in quantized.named_modules():
         module.training = training.get(name, model.training)
@@ -139,14 +160,13 @@ def _rotated(model: nn.Module, context: CompressionContext) -> nn.Module:
         return lowrank_plugin.rotate_chains(model, context.dataset, progress=progress)
 
 
-def _advanced(section: Mapping[str, Any]) -> nncf.AdvancedQuantizationParameters:
+def _advanced(section: QuantizationSection) -> nncf.AdvancedQuantizationParameters:
     """What the section says beyond the arguments of nncf.quantize."""
     advanced = nncf.AdvancedQuantizationParameters(quantize_outputs=section.get("quantize_outputs", False))
     if "overflow_fix" in section:
         advanced.overflow_fix = nncf.OverflowFix(section["overflow_fix"])
-    for operand in ("weights", "activations"):
-        if operand in section:
-            wanted = section[operand]
+    for operand, wanted in (("weights", section.get("weights")), ("activations", section.get("activations"))):
+        if wanted is not None:
             parameters = QuantizationParameters(per_channel=wanted.get("per_channel"))
             if "mode" in wanted:
                 parameters.mode = QuantizationMode(wanted["mode"])
@@ -158,10 +178,10 @@ def _advanced(section: Mapping[str, Any]) -> nncf.AdvancedQuantizationParameters
 
 
 QUANTIZATION = CompressionAlgorithmRecord(
-    "quantization",
+    sections.QUANTIZATION,
     _apply,
     _SCHEMA,
     _check,
-    after=frozenset({"lowrank", "magnitude_sparsity", "rb_sparsity"}),
+    after=frozenset({sections.LOWRANK}) | sections.PRUNING,
     summary="NNCF's post-training quantization",
 )

@@ -5,32 +5,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.quantization.layers import BaseQuantizer
-from torch import nn
+from torch import Tensor, nn
 
+from lowrank_hooks import WeightLayout
 from lowrank_nncf.nncf3.model.wrapping import hooks
-from lowrank_plugin.rounding import Grid
+from lowrank_nncf.nncf3.sections import QuantizationSection
+from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.int8.rounding import Grid
+from lowrank_plugin.layers.subclasses import known_base
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+from lowrank_plugin.settings import Settings
 
-_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-
-def applies(model: nn.Module, section: Mapping[str, Any]) -> bool:
+def applies(model: nn.Module, section: QuantizationSection) -> bool:
     """Whether the weights can be rounded here; otherwise they and the biases are left to NNCF.
 
     Not where pruning masks lie on them, where NNCF scales the inputs of layers (SmoothQuant, for transformers), or
-    where convolutions or linear layers are of other classes than torch's own.
+    where no adapter tells the layout of the weight of a convolution or linear layer.
+
+    >>> applies(nn.Conv2d(3, 4, 3), {}), applies(nn.ConvTranspose2d(3, 4, 3), {})
+    (True, False)
 
     :param model: the model before it is quantized.
     :param section: the section ``"quantization"``.
     """
+    layouts = _layouts()
     layers = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)]
     free = next(hooks(model), None) is None and "model_type" not in section
-    return free and all(type(layer) in _KINDS for layer in layers)
+    return free and all(known_base(layer, layouts) is not None for layer in layers)
+
+
+def memory_gb(model: nn.Module, section: QuantizationSection) -> float:
+    """The gigabytes that rounding may take: what the section says, or else what the decomposition was allowed.
+
+    >>> memory_gb(nn.ReLU(), {"calibration": {"memory_gb": 2}}), memory_gb(nn.ReLU(), {})
+    (2, 8.0)
+
+    :param model: the model, with the record of its decomposition where there was one.
+    :param section: the section ``"quantization"``.
+    """
+    decomposed = getattr(model, RECORD, {}).get("settings", {}).get("calibration", {})
+    limit: float = {"memory_gb": Settings.memory_gb, **decomposed, **section.get("calibration", {})}["memory_gb"]
+    return limit
 
 
 def grids(model: nn.Module) -> dict[str, Grid]:
@@ -40,19 +59,29 @@ def grids(model: nn.Module) -> dict[str, Grid]:
     :return: by layer name, float64; no value is larger than the largest that a weight of its channel is rounded to now,
         so that NNCF's protection against overflow is kept.
     """
-    modules = dict(model.named_modules())
-    found = {}
+    modules, layouts, found = dict(model.named_modules()), _layouts(), {}
     for name, quantizer in hooks(model, (BaseQuantizer,)):
         _, operation, port = decode_hook_name(name)
         layer = ".".join(operation.split("/")[:-2])
-        if port == 1 and isinstance(modules.get(layer), _KINDS):
-            found[layer] = _grid(quantizer, modules[layer].weight)
+        base = known_base(modules[layer], layouts) if port == 1 and layer in modules else None
+        if base is not None:
+            found[layer] = _grid(quantizer, modules[layer], layouts[base])
     return found
 
 
+def _layouts() -> dict[type, WeightLayout]:
+    """The adapters that tell where the entries of a kernel are in a weight, by the class of their layers."""
+    offered = [entry.record for entry in manager().registered(LAYER_ADAPTERS).values()]
+    return {record.module_type: record.adapter for record in offered if isinstance(record.adapter, WeightLayout)}
+
+
 @torch.no_grad()
-def _grid(quantizer: Any, weight: torch.Tensor) -> Grid:
-    low, high = (each.double().reshape(-1, 1) for each in quantizer.get_input_low_input_high())
-    bound = quantizer(weight).double().flatten(1).abs().amax(dim=1, keepdim=True)
-    step = ((high - low) / (quantizer.levels - 1)).expand_as(bound)
-    return Grid(step, torch.maximum(low, -bound), torch.minimum(high, bound))
+def _grid(quantizer: BaseQuantizer, layer: nn.Module, layout: WeightLayout) -> Grid:
+    def by_channel(values: Tensor) -> Tensor:
+        """[G*T, N] of what is as large as the weight, or the same for many of its entries."""
+        return layout.to_kernel(layer, values.double().expand_as(weight)).flatten(0, 1).flatten(1)
+
+    weight = layer.get_parameter("weight")
+    low, high = (by_channel(each)[:, :1] for each in quantizer.get_input_low_input_high())
+    bound = by_channel(quantizer(weight)).abs().amax(dim=1, keepdim=True)
+    return Grid((high - low) / (quantizer.levels - 1), torch.maximum(low, -bound), torch.minimum(high, bound))

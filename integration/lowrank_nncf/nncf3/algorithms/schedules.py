@@ -5,20 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from nncf.torch.function_hook.pruning.scheduler_fns import exponential_ratio_scheduler, multi_step_ratio_scheduler
 
 from lowrank_nncf.errors import ConfigurationError
+from lowrank_nncf.nncf3.sections import Json, PruningParams, PruningSection
 
 _LEVEL = {"description": "a number from 0, below 1", "type": "number", "minimum": 0, "exclusiveMaximum": 1}
 _EPOCH = {"description": "a whole number from 0", "type": "integer", "minimum": 0}
 KINDS = ("polynomial", "exponential", "multistep")
 
-LEVEL: dict[str, Any] = _LEVEL
-PARAMETERS: dict[str, Any] = {
+LEVEL: Json = _LEVEL
+PARAMETERS: Json = {
     "schedule": {"description": f"one of {', '.join(map(repr, KINDS))}", "enum": list(KINDS)},
     "sparsity_target": _LEVEL,
     "sparsity_target_epoch": _EPOCH,
@@ -56,7 +56,7 @@ class Schedule:
     steps_per_epoch: int | None = None
 
 
-def schedule_of(section: Mapping[str, Any], kind: str) -> Schedule:
+def schedule_of(section: PruningSection, kind: str) -> Schedule:
     """The schedule that a section asks for, with the defaults of NNCF 2.
 
     Without ``"params"`` the level rises from ``"sparsity_init"`` to one half at epoch 90; who trains nothing has
@@ -92,7 +92,7 @@ def schedule_of(section: Mapping[str, Any], kind: str) -> Schedule:
     return _polynomial(given, initial, target, last, freeze)
 
 
-def _polynomial(params: Mapping[str, Any], initial: float, target: float, last: int, freeze: int) -> Schedule:
+def _polynomial(params: PruningParams, initial: float, target: float, last: int, freeze: int) -> Schedule:
     power, concave = params.get("power", 0.9), params.get("concave", True)
 
     def level(epoch: float) -> float:
@@ -108,7 +108,7 @@ def _polynomial(params: Mapping[str, Any], initial: float, target: float, last: 
     return Schedule(level, initial, target, freeze, steps)
 
 
-def _multistep(section: Mapping[str, Any], freeze: int) -> Schedule:
+def _multistep(section: PruningSection, freeze: int) -> Schedule:
     params = section["params"]
     epochs = sorted(params.get("multistep_steps", [90]))
     levels = params.get("multistep_sparsity_levels", [0.1, 0.5])

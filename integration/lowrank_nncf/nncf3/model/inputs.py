@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import nncf
 import torch
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import CalibrationError, ConfigurationError
+from lowrank_nncf.nncf3.sections import InputInfo
+
+Example: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""One input, several by position, or several by the names of their arguments."""
 
 
-def example_input(input_info: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, model: nn.Module) -> Any:
+def example_input(input_info: InputInfo | Sequence[InputInfo] | None, model: nn.Module) -> Example | None:
     """Make an example input.
 
     >>> example_input({"sample_size": [1, 3, 8, 8]}, nn.Conv2d(3, 4, 3)).shape
@@ -29,13 +33,14 @@ def example_input(input_info: Mapping[str, Any] | Sequence[Mapping[str, Any]] | 
     """
     if not input_info:
         return None
-    entries = [input_info] if isinstance(input_info, Mapping) else list(input_info)
+    entries = list(input_info) if isinstance(input_info, Sequence) else [input_info]
     parameter = next(model.parameters(), None)
     tensors = [_tensor(entry, parameter.device if parameter is not None else torch.device("cpu")) for entry in entries]
     keywords = [entry.get("keyword") for entry in entries]
-    if all(keywords):
-        return dict(zip(keywords, tensors, strict=True))
-    if any(keywords):
+    named = {keyword: tensor for keyword, tensor in zip(keywords, tensors, strict=True) if keyword}
+    if len(named) == len(tensors):
+        return named
+    if named:
         msg = (
             f"The inputs in config['input_info'] have the keywords {keywords}: expected a keyword for every input or "
             "for none. Give the remaining inputs the names of their arguments of forward."
@@ -44,7 +49,7 @@ def example_input(input_info: Mapping[str, Any] | Sequence[Mapping[str, Any]] | 
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
-def example_of(context: CompressionContext) -> Any:
+def example_of(context: CompressionContext) -> object:
     """Return the example input of a config, or else the first of its data.
 
     :param context: what the config says for all sections.
@@ -80,7 +85,7 @@ def items_for(samples: int, dataset: nncf.Dataset) -> int:
     return items if length is None else min(items, length)
 
 
-def _tensor(entry: Mapping[str, Any], device: torch.device) -> Tensor:
+def _tensor(entry: InputInfo, device: torch.device) -> Tensor:
     shape, dtype = entry["sample_size"], {"float": torch.float32, "long": torch.long}[entry.get("type", "float")]
     filler = entry.get("filler", "ones")
     if filler == "random":

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import nncf
 from torch import nn
@@ -14,22 +13,13 @@ from torch import nn
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_nncf.nncf3.model.inputs import example_of
-from lowrank_plugin.scopes import matches
-from lowrank_plugin.validation import suggestion
+from lowrank_nncf.nncf3.sections import Scoping
+from lowrank_plugin.layers.scopes import matches
+from lowrank_plugin.settings import listed_scopes
+from lowrank_plugin.support.messages import suggestion
 
 
-def as_list(scopes: str | Sequence[str] | None) -> list[str]:
-    """Return scopes as a list, whether the config has none, one or several.
-
-    >>> as_list("layer1"), as_list(None)
-    (['layer1'], [])
-    """
-    if scopes is None:
-        return []
-    return [scopes] if isinstance(scopes, str) else list(scopes)
-
-
-def ignored(model: nn.Module, section: Mapping[str, Any], context: CompressionContext) -> nncf.IgnoredScope | None:
+def ignored(model: nn.Module, section: Scoping, context: CompressionContext) -> nncf.IgnoredScope | None:
     """What a section leaves alone, as NNCF wants it: names of operations that are surely in the model.
 
     :param model: the model that the section is applied to.
@@ -37,7 +27,7 @@ def ignored(model: nn.Module, section: Mapping[str, Any], context: CompressionCo
     :param context: what the config says for all sections.
     :raises ConfigurationError: for a scope that names nothing, unless ``"validate_scopes"`` is false.
     """
-    left_out, targets = (as_list(section.get(key)) for key in ("ignored_scopes", "target_scopes"))
+    left_out, targets = listed_scopes(section.get("ignored_scopes")), listed_scopes(section.get("target_scopes"))
     if not left_out and not targets:
         return None
     strict = section.get("validate_scopes", True)

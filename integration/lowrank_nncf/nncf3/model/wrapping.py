@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar, overload
 
 import torch
 from nncf.torch.function_hook import get_hook_storage, is_wrapped
@@ -17,13 +17,19 @@ from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask
 from torch import nn
 
 from lowrank_nncf.errors import ConfigurationError, ModelError
-from lowrank_plugin.validation import suggestion
+from lowrank_plugin.support.messages import suggestion
+
+Hook = TypeVar("Hook", bound=nn.Module)
 
 MASKS = (UnstructuredPruningMask, RBPruningMask)
 """The modules with which NNCF 3 prunes."""
 
 
-def hooks(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> Iterator[tuple[str, Any]]:
+@overload
+def hooks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]: ...
+@overload
+def hooks(model: nn.Module, kinds: tuple[type[Hook], ...]) -> Iterator[tuple[str, Hook]]: ...
+def hooks(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Module,)) -> Iterator[tuple[str, nn.Module]]:
     """All hooks that NNCF has put into a model, under the names NNCF gives them.
 
     :param model: any model.
@@ -91,7 +97,7 @@ def bake_pruning(model: nn.Module, inplace: bool = False) -> nn.Module:
     return baked
 
 
-def _masks(model: nn.Module) -> list[tuple[str, Any]]:
+def _masks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, hook) for name, hook in get_hook_storage(model).named_hooks() if isinstance(hook, MASKS)]
 
 
