@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lowrank_plugin.plugins import KINDS, Registered, manager
+from lowrank_hooks import CompressionAlgorithmRecord
+from lowrank_plugin.plugins import COMPRESSION_ALGORITHMS, KINDS, Registered, manager
 
 HOSTS = "lowrank.hosts"
 """Entry-point group under which hosts name their algorithms, a mapping of records by name.
@@ -50,8 +51,10 @@ def list_plugins() -> list[dict[str, Any]]:
 
     :return: a row for each record: kind, name, summary, distribution and version.
     """
-    found = [(kind, entry) for kind in KINDS for entry in manager().registered(kind).values()]
-    found += [("compression algorithm", entry) for entry in _host_algorithms()]
+    found: list[tuple[str, Registered[Any]]] = [
+        (kind.name, entry) for kind in KINDS for entry in manager().registered(kind).values()
+    ]
+    found += [(COMPRESSION_ALGORITHMS.name, entry) for entry in _host_algorithms()]
     return [
         {
             "kind": kind,
@@ -64,7 +67,7 @@ def list_plugins() -> list[dict[str, Any]]:
     ]
 
 
-def _host_algorithms() -> list[Registered]:
+def _host_algorithms() -> list[Registered[CompressionAlgorithmRecord]]:
     """The algorithms that hosts bring along; found by entry point, because the core knows no host."""
     found = []
     for entry_point in metadata.entry_points(group=HOSTS):

@@ -11,11 +11,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import pluggy
 
-from lowrank_hooks import API_VERSION, PROJECT, specs
+from lowrank_hooks import (
+    API_VERSION,
+    PROJECT,
+    CompressionAlgorithmRecord,
+    CostModelRecord,
+    DecomposerRecord,
+    LayerAdapterRecord,
+    RankPolicyRecord,
+    StepEvent,
+    specs,
+)
 from lowrank_plugin.errors import ConfigurationError, PluginError
 from lowrank_plugin.support.messages import suggestion
 
@@ -25,17 +35,34 @@ ONLY_VARIABLE = "LOWRANK_ONLY_PLUGINS"
 TRACE_VARIABLE = "LOWRANK_TRACE_PLUGINS"
 OWN_DISTRIBUTION = "lowrank-plugin"
 
-KINDS = {
-    "decomposer": "lowrank_decomposers",
-    "layer adapter": "lowrank_layer_adapters",
-    "cost model": "lowrank_cost_models",
-    "rank policy": "lowrank_rank_policies",
-    "compression algorithm": "lowrank_compression_algorithms",
-}
+AnyRecord = DecomposerRecord | LayerAdapterRecord | CostModelRecord | RankPolicyRecord | CompressionAlgorithmRecord
+R = TypeVar("R", bound=AnyRecord)
 
 
 @dataclass(frozen=True)
-class Registered:
+class Kind(Generic[R]):
+    """A kind of record that plugins yield.
+
+    :param name: what messages call it.
+    :param hook: the hook that yields it.
+    :param record: its class.
+    """
+
+    name: str
+    hook: str
+    record: type[R]
+
+
+DECOMPOSERS = Kind("decomposer", "lowrank_decomposers", DecomposerRecord)
+LAYER_ADAPTERS = Kind("layer adapter", "lowrank_layer_adapters", LayerAdapterRecord)
+COST_MODELS = Kind("cost model", "lowrank_cost_models", CostModelRecord)
+RANK_POLICIES = Kind("rank policy", "lowrank_rank_policies", RankPolicyRecord)
+COMPRESSION_ALGORITHMS = Kind("compression algorithm", "lowrank_compression_algorithms", CompressionAlgorithmRecord)
+KINDS: tuple[Kind[Any], ...] = (DECOMPOSERS, LAYER_ADAPTERS, COST_MODELS, RANK_POLICIES, COMPRESSION_ALGORITHMS)
+
+
+@dataclass(frozen=True)
+class Registered(Generic[R]):
     """A record and where it came from.
 
     :param record: what the plugin yielded.
@@ -43,7 +70,7 @@ class Registered:
     :param version: the version of that distribution; empty if unknown.
     """
 
-    record: Any
+    record: R
     distribution: str
     version: str = ""
 
@@ -56,7 +83,7 @@ class Manager(pluggy.PluginManager):
 
     def __init__(self, strict: bool = False) -> None:
         super().__init__(PROJECT)
-        self._found: dict[str, dict[str, Registered]] = {}
+        self._found: dict[str, dict[str, Registered[Any]]] = {}
         self.strict = strict
         self.failures: list[str] = []
         self.add_hookspecs(specs)
@@ -104,24 +131,27 @@ class Manager(pluggy.PluginManager):
             raise PluginError(message) from cause
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def registered(self, kind: str) -> dict[str, Registered]:
+    def registered(self, kind: Kind[R]) -> dict[str, Registered[R]]:
         """All records of one kind by the name users type. Each plugin is asked once.
 
-        :param kind: one of ``KINDS``.
+        >>> sorted(manager().registered(COST_MODELS))
+        ['latency', 'macs', 'parameters']
+
+        :param kind: such as ``DECOMPOSERS``.
         :raises PluginError: where two plugins yield one name; names both distributions.
         """
-        if kind not in self._found:
-            self._found[kind] = self._collected(kind)
-        return self._found[kind]
+        if kind.name not in self._found:
+            self._found[kind.name] = self._collected(kind)
+        return cast(dict[str, Registered[R]], self._found[kind.name])
 
-    def _collected(self, kind: str) -> dict[str, Registered]:
-        found: dict[str, Registered] = {}
-        for implementation in getattr(self.hook, KINDS[kind]).get_hookimpls():
+    def _collected(self, kind: Kind[R]) -> dict[str, Registered[R]]:
+        found: dict[str, Registered[R]] = {}
+        for implementation in getattr(self.hook, kind.hook).get_hookimpls():
             distribution, version = self._origin(implementation.plugin_name)
             for record in self._records(implementation, distribution):
                 if record.name in found:
                     msg = (
-                        f"Two plugins offer a {kind} named {record.name!r}: {found[record.name].distribution} and "
+                        f"Two plugins offer a {kind.name} named {record.name!r}: {found[record.name].distribution} and "
                         f"{distribution}. Uninstall one, or name it in the environment variable {DISABLE_VARIABLE}."
                     )
                     raise PluginError(msg)
@@ -152,19 +182,31 @@ class Manager(pluggy.PluginManager):
         except metadata.PackageNotFoundError:
             return distribution, ""
 
-    def find(self, kind: str, name: str) -> Any:
+    def find(self, kind: Kind[R], name: str) -> R:
         """The record of one name.
 
-        :param kind: one of ``KINDS``.
+        >>> manager().find(DECOMPOSERS, "svd").name
+        'svd'
+
+        :param kind: such as ``DECOMPOSERS``.
         :param name: what the user typed.
         :raises ConfigurationError: listing the choices where there is none.
         """
         choices = self.registered(kind)
         if name not in choices:
             failed = f" Plugins that failed to load: {'; '.join(self.failures)}" if self.failures else ""
-            msg = f"Unknown {kind} {name!r}. {suggestion(name, choices)}Choose one of: {', '.join(choices)}.{failed}"
+            msg = (
+                f"Unknown {kind.name} {name!r}. {suggestion(name, choices)}Choose one of: {', '.join(choices)}.{failed}"
+            )
             raise ConfigurationError(msg)
         return choices[name].record
+
+    def observe(self, event: StepEvent) -> None:
+        """Tell all observers of something that was just done.
+
+        :param event: what it was.
+        """
+        self.hook.lowrank_step(event=event)
 
 
 @cache

@@ -35,7 +35,7 @@ from common.table import show_cells
 from lowrank_hooks import Norm, Problem
 from lowrank_plugin.chains.fitting import fit
 from lowrank_plugin.layers.survey import Layer, survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import passes
 from lowrank_plugin.statistics.collection import collect
@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     source, model, images = _task(options.data, options.images)
     batches = list(images.split(options.batch))
-    layers = dict(survey(model, batches[0][:1], SETTINGS, manager().registered("layer adapter")).layers)
+    layers = dict(survey(model, batches[0][:1], SETTINGS, manager().registered(LAYER_ADAPTERS)).layers)
     facts: dict[str, Any] = {"model": source, "images": len(images), "batch": options.batch}
     facts["memory"] = _memory(model, layers, batches)
     facts["time"] = _time(model, layers, batches, options.repeats)
@@ -128,7 +128,7 @@ def _added_error(model: nn.Module, layers: dict[str, Layer], batches: list[torch
         half = max(1, layer.shape.out_channels // 2)
         ranks = {"svd": (half,), "tucker2": (half, max(1, layer.shape.in_channels // 2))}
         for decomposer, rank in ranks.items():
-            solver = manager().find("decomposer", decomposer).decomposer
+            solver = manager().find(DECOMPOSERS, decomposer).decomposer
             errors = []
             for moments in (drawn[name].inputs, truth):
                 problem = make_problem(layer, module, moments, None, SETTINGS)

@@ -12,7 +12,7 @@ from torch import nn
 from lowrank_plugin.chains.record import RECORD, report
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.layers.replacement import hand_over, replace
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.ranks.proposals import DENSE
 from lowrank_plugin.support.messages import suggestion
 
@@ -40,7 +40,10 @@ def to_dense(compressed: nn.Module, *names: str) -> nn.Module:
     model = copy.deepcopy(compressed)
     for name in names or chains:
         chain = model.get_submodule(name)
-        adapter = manager().find("layer adapter", chains[name]["kind"]).adapter
+        if not isinstance(chain, nn.Sequential):
+            msg = f"{name!r} is a {type(chain).__name__} here, not the chain that the record tells of."
+            raise LowRankError(msg)
+        adapter = manager().find(LAYER_ADAPTERS, chains[name]["kind"]).adapter
         first = next(chain.parameters())
         layer = hand_over(chain, adapter.to_dense(chain), first.requires_grad)
         if chain is model:

@@ -13,7 +13,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_hooks import StageShape
 from lowrank_plugin.chains.fitting import Fitted
@@ -116,15 +116,18 @@ def make_record(
             for stages in ((dense,), shapes)
         ]
         saved += cost[0] - cost[1]
+        bias = after.get_submodule(name)[-1].bias if each else None  # type: ignore[index]
+        added = 0 if bias is None or isinstance(module.bias, Tensor) else bias.numel()
         layers[name] = {
             "decomposer": entry["decomposer"] if each else DENSE,
             "rank": list(entry.get("rank", [])) if each else [],
             "kind": layer.kind,
             "stages": [_sizes(shape) for shape in shapes] if each else [],
-            "bias": bool(each) and after.get_submodule(name)[-1].bias is not None,  # type: ignore[index]
+            "bias": bias is not None,
             "macs": cost,
             "parameters": [
-                layer.shape.groups * sum(shape.parameters for shape in stages) for stages in ((dense,), shapes)
+                layer.shape.groups * dense.parameters,
+                layer.shape.groups * sum(shape.parameters for shape in shapes) + added,
             ],
             "solver_bytes": entry.get("solver_bytes") if each else None,
             "predicted_error": entry.get("error"),

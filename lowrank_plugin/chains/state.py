@@ -18,7 +18,7 @@ from lowrank_plugin.chains.record import RECORD, report
 from lowrank_plugin.errors import PlanError, PluginError
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.subclasses import known_base
-from lowrank_plugin.plugins import OWN_DISTRIBUTION, manager
+from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, OWN_DISTRIBUTION, Kind, manager
 from lowrank_plugin.ranks.planning import FORMAT
 from lowrank_plugin.ranks.proposals import DENSE
 from lowrank_plugin.support.messages import suggestion
@@ -59,10 +59,10 @@ def get_state(compressed: nn.Module) -> dict[str, Any]:
     record = json.loads(json.dumps(report(compressed).to_dict()))
     for entry in record["layers"].values():
         if entry["decomposer"] != DENSE:
-            found = manager().registered("decomposer").get(entry["decomposer"])
+            found = manager().registered(DECOMPOSERS).get(entry["decomposer"])
             entry["plugins"] = {
                 "decomposer": found.distribution if found else OWN_DISTRIBUTION,
-                "layer adapter": manager().registered("layer adapter")[entry["kind"]].distribution,
+                "layer adapter": manager().registered(LAYER_ADAPTERS)[entry["kind"]].distribution,
             }
     versions = {name: metadata.version(name) for name in (OWN_DISTRIBUTION, "torch")}
     return {"format": FORMAT, "versions": versions, "record": record}
@@ -102,16 +102,16 @@ def restore(model: nn.Module, state: Mapping[str, Any], *, inplace: bool = False
 
 
 def _check_plugins(name: str, entry: Mapping[str, Any]) -> None:
-    wanted = {"decomposer": entry["decomposer"], "layer adapter": entry["kind"]}
-    for kind, record in wanted.items():
+    wanted: list[tuple[Kind[Any], str]] = [(DECOMPOSERS, entry["decomposer"]), (LAYER_ADAPTERS, entry["kind"])]
+    for kind, record in wanted:
         if record not in manager().registered(kind):
-            distribution = entry.get("plugins", {}).get(kind, "an unknown distribution")
-            msg = f"Layer {name!r} was made with the {kind} {record!r} of {distribution}, which is not installed here."
+            where = entry.get("plugins", {}).get(kind.name, "an unknown distribution")
+            msg = f"Layer {name!r} was made with the {kind.name} {record!r} of {where}, which is not installed here."
             raise PluginError(msg)
 
 
 def _empty_chain(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
-    record = manager().find("layer adapter", entry["kind"])
+    record = manager().find(LAYER_ADAPTERS, entry["kind"])
     if known_base(layer, {record.module_type}) is None:
         msg = f"The state compresses the {entry['kind']} {name!r}, but in this model it is a {type(layer).__name__}."
         raise PlanError(msg)

@@ -15,7 +15,7 @@ from lowrank_plugin.chains.record import RECORD, with_measured
 from lowrank_plugin.costs.counted import Chain
 from lowrank_plugin.costs.stand_ins import cost_context, random_network
 from lowrank_plugin.layers.survey import Survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import COST_MODELS, DECOMPOSERS, manager
 from lowrank_plugin.ranks.planning import chosen_ranks
 from lowrank_plugin.settings import Settings
 
@@ -29,7 +29,7 @@ def make_clock(model: nn.Module, example: Any, surveyed: Survey, settings: Setti
     :param settings: what the user asked for.
     :raises ConfigurationError: where the runtime cannot be used.
     """
-    known = manager().registered("cost model")
+    known = manager().registered(COST_MODELS)
     unit = known.get(next(iter(settings.budget or {"": 0})))
     if unit is not None and unit.record.measure is not None:
         return Clock(unit.record, model, example, surveyed, settings)
@@ -74,7 +74,7 @@ class Clock:
         """
         chains = {}
         for name, (decomposer, rank) in chosen_ranks(plan, self._survey).items():
-            record = manager().find("decomposer", decomposer)
+            record = manager().find(DECOMPOSERS, decomposer)
             chains[name] = tuple(record.decomposer.structure(self._survey.layers[name].shape, rank))
         costs = {name: list(self.measured.layer(name, [(), chains.get(name, ())])) for name in plan["layers"]}
         return self.written(plan, costs, self.network(chains))

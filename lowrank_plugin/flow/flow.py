@@ -22,7 +22,7 @@ from lowrank_plugin.flow.clock import make_clock
 from lowrank_plugin.flow.sources import Observing
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.scopes import matches
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, RANK_POLICIES, manager
 from lowrank_plugin.ranks import planning
 from lowrank_plugin.ranks.allocation import Candidates, Chosen, chains_of
 from lowrank_plugin.ranks.budgets import unit_of
@@ -76,7 +76,7 @@ class Flow(Observing):
         unit, _ = unit_of(self.settings)
         proposals = self._proposals(unit)
         hand = frozenset(name for name in proposals if self._hand(name) is not None)
-        policy: RankPolicyRecord = manager().find("rank policy", self.settings.policy)
+        policy: RankPolicyRecord = manager().find(RANK_POLICIES, self.settings.policy)
         seen = [name for name in proposals if self.settings.budget and name not in hand]
         insights = {name: policy.inspect(self._problem(name)) for name in seen} if policy.inspect else {}
         whole = self._whole(unit.name, proposals)
@@ -134,7 +134,7 @@ class Flow(Observing):
 
         def choices(name: str, curves: Mapping[str, Sequence[Point]]) -> list[Proposal]:
             layer, hand = self.survey.layers[name], self._hand(name)
-            pricing = Pricing(layer, self.model.get_submodule(name), unit, measured)
+            pricing = Pricing(layer, self.model.get_submodule(name), unit, measured, self._biases(name))
             if hand is not None:
                 return by_hand(layer, hand, pricing, self.records)
             return propose(layer.shape, curves, pricing, self.records)
@@ -145,6 +145,12 @@ class Flow(Observing):
             return proposals
         by_user = [name for name in layers if self._hand(name) is not None]
         return smoothed(proposals, self.survey.layers, self.model, by_user)
+
+    def _biases(self, name: str) -> int:
+        """How many biases a chain gets that its layer lacks: the correction of its output's mean needs them."""
+        matched = self.norm != "frobenius" or (bool(self.batches) and self.settings.repair != "none")
+        shape, has_one = self.survey.layers[name].shape, isinstance(self.model.get_submodule(name).bias, torch.Tensor)
+        return 0 if has_one or not matched else shape.groups * shape.out_channels
 
     def _hand(self, name: str) -> Rank | None:
         return next((rank for scope, rank in self.settings.ranks.items() if matches(name, scope)), None)
@@ -184,7 +190,7 @@ class Flow(Observing):
 
     def _solve(self, names: list[str], decomposer: str, rank: Rank) -> Sequence[fitting.Fitted | str]:
         """Fit layers of one shape; or the reason why that failed."""
-        record: DecomposerRecord = manager().find("decomposer", decomposer)
+        record: DecomposerRecord = manager().find(DECOMPOSERS, decomposer)
         modules = [self.model.get_submodule(name) for name in names]
         biases = [module.bias if isinstance(module.bias, torch.Tensor) else None for module in modules]
         problems, moments = [self._problem(name) for name in names], [self._moments(name) for name in names]

@@ -19,7 +19,7 @@ from torch import nn
 from lowrank_hooks import Problem, StepEvent
 from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanError
 from lowrank_plugin.layers.survey import Survey, survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.solvers import batching
 from lowrank_plugin.statistics import Statistics, exchange, passes
@@ -87,7 +87,7 @@ class Observing:
         raise CalibrationError(msg)
 
     def _surveyed(self, example: Any) -> Survey:
-        found = survey(self.model, example, self.settings, manager().registered("layer adapter"))
+        found = survey(self.model, example, self.settings, manager().registered(LAYER_ADAPTERS))
         manager().hook.lowrank_step(event=StepEvent("survey", len(found.layers), len(found.layers)))
         return found
 

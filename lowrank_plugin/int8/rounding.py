@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_plugin.layers.survey import Layer, called_layers
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics.collection import Observed, collect, product_bytes
 from lowrank_plugin.statistics.moments import outer
@@ -122,7 +123,9 @@ def round_weights(
     :raises LowRankError: where the data cannot be used.
     """
     taken, settings = take_batches(model, batches, samples), Settings(memory_gb=memory_gb)
-    layers = called_layers(model, taken[0], {name: model.get_submodule(name) for name in grids})
+    layers = called_layers(
+        model, taken[0], {name: model.get_submodule(name) for name in grids}, manager().registered(LAYER_ADAPTERS)
+    )
 
     def look(names: list[str]) -> dict[str, Observed]:
         return collect(model, {name: layers[name] for name in names}, taken, progress=progress)

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_hooks import KernelShape, LayerAdapter, StageShape
+from lowrank_hooks import KernelShape, LayerAdapter, LayerAdapterRecord, StageShape
 from lowrank_plugin.layers.reads import watching
 from lowrank_plugin.layers.scopes import check_scopes, matches
 from lowrank_plugin.layers.subclasses import known_base
-from lowrank_plugin.plugins import Registered, manager
+from lowrank_plugin.plugins import Registered
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.batches import batch_size, call, evaluating
+
+Adapters = Mapping[str, Registered[LayerAdapterRecord]]
+"""Layer adapters by the name of their layers' kind."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ class Survey:
     samples: int
 
 
-def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping[str, Registered]) -> Survey:
+def survey(model: nn.Module, example: Any, settings: Settings, adapters: Adapters) -> Survey:
     """Run the model once and look at every layer that has a weight.
 
-    >>> from lowrank_plugin.plugins import manager
+    >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
-    >>> adapters = manager().registered("layer adapter")
+    >>> adapters = manager().registered(LAYER_ADAPTERS)
     >>> found = survey(model, torch.zeros(1, 3, 8, 8), Settings(budget={"macs": 0.5}), adapters)
     >>> list(found.layers), list(found.refusals), found.macs
     (['0'], ['1'], 8928.0)
@@ -114,21 +117,24 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Mapping
     return Survey(layers, refusals, macs / samples, sum(p.numel() for p in model.parameters()), samples)
 
 
-def called_layers(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]) -> dict[str, Layer]:
+def called_layers(
+    model: nn.Module, example: Any, modules: Mapping[str, nn.Module], adapters: Adapters
+) -> dict[str, Layer]:
     """Those of some modules that an example run calls and that have an adapter, whether they can be compressed or not.
 
     :param model: the network; it is left as it was.
     :param example: an input for it, any nesting of tuples, lists and dicts.
     :param modules: modules of it by name.
+    :param adapters: the layer adapters by name.
     :raises CalibrationError: where the model cannot take the example.
     """
-    by_type = _by_type(manager().registered("layer adapter"))
+    by_type = _by_type(adapters)
     known = _known(modules, by_type)
     calls, _, _ = _example_run(model, example, known)
     return {name: _layer(name, *known[name], by_type, each) for name, each in calls.items()}
 
 
-def _by_type(adapters: Mapping[str, Registered]) -> dict[type, tuple[str, LayerAdapter]]:
+def _by_type(adapters: Adapters) -> dict[type, tuple[str, LayerAdapter]]:
     return {entry.record.module_type: (name, entry.record.adapter) for name, entry in adapters.items()}
 
 

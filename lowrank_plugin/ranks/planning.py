@@ -14,7 +14,7 @@ from torch import nn
 from lowrank_hooks import Rank
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.layers.survey import Survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 from lowrank_plugin.ranks.proposals import DENSE, Proposal
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics.problems import stated_bytes
@@ -116,7 +116,7 @@ def with_solver_bytes(plan: dict[str, Any], surveyed: Survey, model: nn.Module) 
     """
     layers = dict(plan["layers"])
     for name, (decomposer, rank) in chosen_ranks(plan, surveyed).items():
-        record, kernel = manager().find("decomposer", decomposer), surveyed.layers[name].adapter.kernel
+        record, kernel = manager().find(DECOMPOSERS, decomposer), surveyed.layers[name].adapter.kernel
         stated = stated_bytes(record.decomposer, kernel(model.get_submodule(name)), rank, plan["norm"])
         layers[name] = {**layers[name], "solver_bytes": stated}
     return {**plan, "layers": layers}

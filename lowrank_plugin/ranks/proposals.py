@@ -26,7 +26,7 @@ from lowrank_hooks import (
 from lowrank_plugin.costs.counted import Chain, macs, parameters, sizes
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.solvers import batching
 from lowrank_plugin.statistics.weighing import Weights, weight_at
@@ -63,7 +63,7 @@ class Proposal:
     :param chain: the sizes of the stages; empty for dense.
     :param cost: in the unit of the budget, over the example run.
     :param macs: multiply-accumulates over the example run.
-    :param parameters: number of weights.
+    :param parameters: number of weights, and of biases where the layer itself has none.
     """
 
     decomposer: str
@@ -82,12 +82,18 @@ class Pricing:
     :param module: its module, for its geometry.
     :param model: the unit of the budget.
     :param measured: what ``model.measure`` returned, where the unit is measured.
+    :param biases: how many biases a chain brings with it, where the layer has none.
     """
 
     def __init__(
-        self, layer: Layer, module: nn.Module, model: CostModelRecord, measured: MeasuredCost | None = None
+        self,
+        layer: Layer,
+        module: nn.Module,
+        model: CostModelRecord,
+        measured: MeasuredCost | None = None,
+        biases: int = 0,
     ) -> None:
-        self._layer, self._module, self._model, self._measured = layer, module, model, measured
+        self._layer, self._module, self._model, self._measured, self._biases = layer, module, model, measured, biases
         self._known: dict[Chain, tuple[Chain, tuple[int, ...], int]] = {}
 
     def proposals(self, drafts: Iterable[Draft]) -> list[Proposal]:
@@ -100,24 +106,32 @@ class Pricing:
         if self._measured is not None:
             costs: Iterable[float] = self._measured.layer(self._layer.name, [draft.chain for draft in drafts])
         else:
-            costs = (self._model.cost(*self._sizes(draft.chain)) for draft in drafts)  # type: ignore[misc]
+            costs = (self._cost(draft.chain) for draft in drafts)
         return [
-            Proposal(*draft, cost, macs(*self._sizes(draft.chain)), parameters(*self._sizes(draft.chain)))
+            Proposal(*draft, cost, macs(*self._sizes(draft.chain)), self._parameters(draft.chain))
             for draft, cost in zip(drafts, costs, strict=True)
         ]
 
     def smaller(self, drafts: Iterable[Draft]) -> list[Draft]:
-        """Those with fewer multiply-accumulates or fewer weights than the layer: no other can be cheaper.
+        """Those with fewer multiply-accumulates or fewer parameters than the layer: no other can be cheaper.
 
         :param drafts: any choices.
         """
-        dense = self._sizes(())
-        found = []
-        for draft in drafts:
-            small = self._sizes(draft.chain)
-            if macs(*small) < macs(*dense) or parameters(*small) < parameters(*dense):
-                found.append(draft)
-        return found
+        dense, weights = macs(*self._sizes(())), self._parameters(())
+        return [
+            draft
+            for draft in drafts
+            if macs(*self._sizes(draft.chain)) < dense or self._parameters(draft.chain) < weights
+        ]
+
+    def _cost(self, chain: Chain) -> float:
+        # stages do not tell of biases, so no cost model can count them
+        if self._model.cost is parameters:
+            return self._parameters(chain)
+        return self._model.cost(*self._sizes(chain))  # type: ignore[misc]
+
+    def _parameters(self, chain: Chain) -> float:
+        return parameters(*self._sizes(chain)) + (self._biases if chain else 0)
 
     def _sizes(self, chain: Chain) -> tuple[Chain, tuple[int, ...], int]:
         if chain not in self._known:
@@ -234,6 +248,6 @@ def competitors(settings: Settings) -> list[DecomposerRecord]:
     :raises ConfigurationError: where a name is unknown.
     """
     if isinstance(settings.decomposers, str):
-        records = [entry.record for entry in manager().registered("decomposer").values() if entry.record.automatic]
+        records = [entry.record for entry in manager().registered(DECOMPOSERS).values() if entry.record.automatic]
         return [record for record in records if record.int8 or settings.decomposers == "auto"]
-    return [replace(manager().find("decomposer", name), largest=None) for name in settings.decomposers]
+    return [replace(manager().find(DECOMPOSERS, name), largest=None) for name in settings.decomposers]

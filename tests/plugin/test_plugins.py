@@ -14,7 +14,7 @@ import pytest
 from lowrank_hooks import API_VERSION, CostModelRecord, DecomposerRecord, hookimpl
 from lowrank_plugin import cli
 from lowrank_plugin.errors import ConfigurationError, PluginError
-from lowrank_plugin.plugins import Manager, manager
+from lowrank_plugin.plugins import COST_MODELS, DECOMPOSERS, Manager, manager
 from lowrank_plugin.solvers.svd import Svd
 
 GOOD = """
@@ -57,10 +57,10 @@ def builtin() -> list[metadata.EntryPoint]:
 def test_a_third_party_stands_beside_the_built_ins(installed):
     made = Manager(strict=True)
     made.load_entry_points([installed("third-party", GOOD), *builtin()])
-    found = made.registered("decomposer")
+    found = made.registered(DECOMPOSERS)
     assert (found["third"].distribution, found["third"].version) == ("third-party", "1.2")
     assert found["svd"].distribution == "lowrank-plugin"
-    assert made.find("decomposer", "third").summary == "a copy"
+    assert made.find(DECOMPOSERS, "third").summary == "a copy"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_broken_plugin_is_named_and_stops_nobody(installed, source, message):
     entry_points = [*builtin(), installed("bad-party", source), installed("third-party", GOOD)]
     with pytest.warns(RuntimeWarning, match=f"'bad_party' of bad-party could not be loaded.*{message}"):
         made.load_entry_points(entry_points)
-    assert {"svd", "third"} <= set(made.registered("decomposer"))
+    assert {"svd", "third"} <= set(made.registered(DECOMPOSERS))
     assert len(made.failures) == 1
     with pytest.raises(PluginError, match=message):
         Manager(strict=True).load_entry_points(entry_points)
@@ -87,14 +87,14 @@ def test_a_hook_that_raises_is_named(installed):
     made = Manager()
     made.load_entry_points([*builtin(), installed("bad-party", RAISING)])
     with pytest.warns(RuntimeWarning, match="lowrank_decomposers of bad-party failed.*out of order"):
-        assert "svd" in made.registered("decomposer")
+        assert "svd" in made.registered(DECOMPOSERS)
 
 
 def test_conflicting_names_name_both_distributions(installed):
     made = Manager(strict=True)
     made.load_entry_points([*builtin(), installed("other-party", CONFLICTING)])
     with pytest.raises(PluginError, match="named 'svd': lowrank-plugin and other-party"):
-        made.registered("decomposer")
+        made.registered(DECOMPOSERS)
 
 
 def test_another_version_of_the_interface_is_refused():
@@ -106,7 +106,7 @@ def test_another_version_of_the_interface_is_refused():
     made = Manager()
     made.register(Old(), "old-party")
     with pytest.warns(RuntimeWarning, match="'old' of old-party was made for version 2"):
-        assert made.registered("cost model") == {}
+        assert made.registered(COST_MODELS) == {}
 
 
 def test_each_plugin_is_asked_once_until_the_plugins_change():
@@ -121,17 +121,17 @@ def test_each_plugin_is_asked_once_until_the_plugins_change():
     made = Manager()
     made.register(Counting(), "third-party")
     with pytest.warns(RuntimeWarning, match="out of order"):
-        made.registered("cost model")
-    made.registered("cost model")
+        made.registered(COST_MODELS)
+    made.registered(COST_MODELS)
     assert len(asked) == len(made.failures) == 1
     made.unregister(name="third-party")
-    assert made.registered("cost model") == {}
+    assert made.registered(COST_MODELS) == {}
     assert len(asked) == 1
 
 
 def test_unknown_names_list_the_choices():
     with pytest.raises(ConfigurationError, match=r"Did you mean 'spatial_svd'.*Choose one of: .*svd"):
-        manager().find("decomposer", "spatialsvd")
+        manager().find(DECOMPOSERS, "spatialsvd")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_environment_switches(installed, monkeypatch, variable, value, there):
     monkeypatch.setenv(variable, value)
     manager.cache_clear()
     try:
-        found = manager().registered("decomposer")
+        found = manager().registered(DECOMPOSERS)
         assert ("third" in found) is there
         assert "svd" in found
     finally:
@@ -161,9 +161,9 @@ def test_tracing_prints_hook_calls(monkeypatch, capfd):
 
 
 def test_built_ins_come_through_the_public_hook():
-    assert {"svd", "tucker2", "spatial_svd"} <= set(manager().registered("decomposer"))
-    assert all(isinstance(each.record, DecomposerRecord) for each in manager().registered("decomposer").values())
-    assert isinstance(manager().find("decomposer", "svd").decomposer, Svd)
+    assert {"svd", "tucker2", "spatial_svd"} <= set(manager().registered(DECOMPOSERS))
+    assert all(isinstance(each.record, DecomposerRecord) for each in manager().registered(DECOMPOSERS).values())
+    assert isinstance(manager().find(DECOMPOSERS, "svd").decomposer, Svd)
 
 
 def test_the_command_lists_everything(capsys):

@@ -16,7 +16,11 @@ from lowrank_plugin.settings import SCHEMA
 README = (Path(__file__).parents[2] / "README.md").read_text()
 NAMES = [
     *SCHEMA["properties"],
-    *(name for kind in ("decomposer", "cost model", "rank policy") for name in manager().registered(kind)),
+    *(
+        name
+        for kind in (plugins.DECOMPOSERS, plugins.COST_MODELS, plugins.RANK_POLICIES)
+        for name in manager().registered(kind)
+    ),
     *(value for key, value in vars(plugins).items() if key.endswith("_VARIABLE")),
 ]
 

@@ -15,9 +15,9 @@ from torch import nn
 
 import lowrank_plugin
 from lowrank_plugin.errors import PlanError, PluginError
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 
-DECOMPOSERS = list(manager().registered("decomposer"))
+DECOMPOSERS = list(manager().registered(DECOMPOSERS))
 
 
 @pytest.mark.parametrize("decomposer", DECOMPOSERS)

@@ -23,7 +23,7 @@ from lowrank_plugin.costs.stopwatch import interleaved
 from lowrank_plugin.costs.timings import Timings
 from lowrank_plugin.errors import BudgetError, ConfigurationError
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 
 BACKENDS = [("pytorch", "fp32"), ("openvino", "fp32"), ("openvino", "int8")]
@@ -58,7 +58,7 @@ def weights(module):
 
 def context(model, example=None):
     example = torch.zeros(1, 3, 16, 16) if example is None else example
-    found = survey(model, example, Settings(budget={"macs": 0.5}), manager().registered("layer adapter"))
+    found = survey(model, example, Settings(budget={"macs": 0.5}), manager().registered(LAYER_ADAPTERS))
     return stand_ins.cost_context(model, example, found.layers, {})
 
 
@@ -332,7 +332,7 @@ def test_cost_models_have_one_way_to_a_cost():
 
 def test_random_networks_have_the_structure_and_leave_the_model_alone(untouched):
     found = survey(
-        untouched, torch.zeros(1, 3, 16, 16), Settings(budget={"macs": 0.5}), manager().registered("layer adapter")
+        untouched, torch.zeros(1, 3, 16, 16), Settings(budget={"macs": 0.5}), manager().registered(LAYER_ADAPTERS)
     )
     chain = tucker(32, 24, 4, 6)
     made = stand_ins.random_network(untouched, found.layers, {"2": chain})

@@ -16,7 +16,7 @@ from torch import nn
 import lowrank_plugin
 from lowrank_hooks import DecomposerRecord, Problem, Status
 from lowrank_plugin.errors import PlanError
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 from lowrank_plugin.ranks.proposals import error_curves
 from lowrank_plugin.solvers.batching import batches, fits
 from lowrank_plugin.solvers.cpd import Cpd
@@ -140,7 +140,7 @@ def test_one_bad_problem_does_not_spoil_the_others():
 
 
 def test_problems_that_differ_are_refused():
-    ours = manager().find("decomposer", "cpd").decomposer
+    ours = manager().find(DECOMPOSERS, "cpd").decomposer
     problems = Problem(torch.ones(1, 4, 4, 3, 3)), Problem(torch.ones(1, 4, 4, 3, 3), seed=1)
     with pytest.raises(ValueError, match="one has 0, another 1: solve them apart"):
         ours.fits(problems, (2,))

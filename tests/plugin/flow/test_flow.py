@@ -28,20 +28,70 @@ def chains(model: nn.Module) -> list[str]:
     return [name for name, entry in layers.items() if entry["decomposer"] != "dense"]
 
 
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
 @pytest.mark.parametrize("policy", ["lagrangian", "uniform", "energy", "zhang", "evbmf"])
 def test_a_budget_is_met_and_counted_right(untouched, images, unit, policy):
-    small = lowrank_plugin.decompose(untouched, images, budget={unit: 0.6}, rank_multiple=1, policy=policy)
+    section = {"budget": {unit: 0.6}, "rank_multiple": 1, "policy": policy}
+    plan = lowrank_plugin.plan(untouched, images, **section)
+    small = lowrank_plugin.decompose(untouched, images, **section)
     model = lowrank_plugin.report(small).to_dict()["model"]
-    weights = sum(parameter.numel() for name, parameter in small.named_parameters() if name.endswith("weight"))
-    before = sum(parameter.numel() for name, parameter in untouched.named_parameters() if name.endswith("weight"))
-    assert model[unit][1] <= 0.6 * model[unit][0] * (1 + 1e-2)
-    assert model["parameters"][1] == sum(parameter.numel() for parameter in small.parameters())
-    assert weights < before
+    assert model == plan["model"]
+    assert model[unit][1] <= 0.6 * model[unit][0]
+    assert model["parameters"] == [parameters(untouched), parameters(small)]
+    assert len(chains(small)) > 1
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)
     with counter, torch.no_grad():
         small(images[0])
     assert counter.get_total_flops() / 2 / len(images[0]) == macs(small)
+
+
+def without_biases() -> nn.Module:
+    """Five convolutions whose chains get biases that they have not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        widths = (3, 16, 16, 16, 16, 16)
+        pairs = zip(widths, widths[1:], strict=False)
+        return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs))
+
+
+@pytest.mark.parametrize(
+    ("section", "added"),
+    [
+        ({}, True),
+        ({"norm": "two-sided", "repair": "none"}, True),
+        ({"norm": "frobenius"}, True),
+        ({"norm": "frobenius", "repair": "none"}, False),
+    ],
+    ids=["covariance", "not repaired", "moments only", "no correction"],
+)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_biases_that_chains_bring_count(images, section, added, share):
+    model = without_biases()
+    section = {"budget": {"parameters": share}, "rank_multiple": 1, **section}
+    plan = lowrank_plugin.plan(model, images, **section)
+    small = lowrank_plugin.decompose(model, images, **section)
+    record = lowrank_plugin.report(small).to_dict()
+    assert parameters(small) <= share * parameters(model)
+    assert plan["model"]["parameters"] == record["model"]["parameters"] == [parameters(model), parameters(small)]
+    assert chains(small)
+    for name, entry in record["layers"].items():
+        mine = parameters(small.get_submodule(name))
+        assert entry["parameters"] == plan["layers"][name]["parameters"] == [parameters(model[int(name)]), mine]
+        assert entry["bias"] is (added and name in chains(small))
+    restored = lowrank_plugin.restore(model, lowrank_plugin.get_state(small))
+    restored.load_state_dict(small.state_dict())
+
+
+def test_statistics_alone_tell_of_biases_too(images):
+    model = without_biases()
+    seen = lowrank_plugin.collect_statistics(model, images)
+    plan = lowrank_plugin.plan(model, statistics=seen, budget={"parameters": 0.5}, rank_multiple=1)
+    small = lowrank_plugin.apply(model, plan, statistics=seen)
+    assert plan["model"]["parameters"][1] == parameters(small) <= 0.5 * parameters(model)
 
 
 def test_more_budget_means_less_error(network, images):

@@ -18,7 +18,7 @@ import lowrank_plugin
 from lowrank_hooks import Factorization, Stage
 from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics.collection import collect
 
@@ -172,7 +172,7 @@ def test_covariance_equals_numpy_and_drawing_keeps_it(case, parts):
     x = batch(conv, size, samples=6)
     if conv.in_channels == conv.groups:
         return
-    found = survey(model, x, Settings(ranks={"0": (1,)}), manager().registered("layer adapter"))
+    found = survey(model, x, Settings(ranks={"0": (1,)}), manager().registered(LAYER_ADAPTERS))
     moments = collect(model, found.layers, list(x.split(parts)), positions=1e9)["0"].inputs
     vectors = ConvAdapter().patches(conv, x.double()).flatten(-len(size) - 1).flatten(0, len(size))
     for group in range(conv.groups):

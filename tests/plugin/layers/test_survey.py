@@ -13,13 +13,13 @@ from torch.nn.utils import parametrizations
 import lowrank_plugin
 from lowrank_plugin.errors import ConfigurationError, PlanError
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 
 
 def look(model: nn.Module, example, **section):
     settings = Settings.from_mapping({"budget": {"macs": 0.5}, **section})
-    return survey(model, example, settings, manager().registered("layer adapter"))
+    return survey(model, example, settings, manager().registered(LAYER_ADAPTERS))
 
 
 class Square(nn.Conv2d):

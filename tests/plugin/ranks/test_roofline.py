@@ -15,7 +15,7 @@ from lowrank_hooks import StageShape
 from lowrank_plugin.costs.counted import sizes
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.ranks.proposals import Proposal
 from lowrank_plugin.ranks.roofline import fit, smoothed, work
 from lowrank_plugin.settings import Settings
@@ -26,7 +26,7 @@ RATES = torch.tensor([1e-6, 4e-6, 2e-6, 1e-5, 1e-6, 5e-3], dtype=torch.float64)
 @pytest.fixture
 def layers(network):
     example = torch.zeros(1, 3, 16, 16)
-    return survey(network, example, Settings(budget={"macs": 0.5}), manager().registered("layer adapter")).layers
+    return survey(network, example, Settings(budget={"macs": 0.5}), manager().registered(LAYER_ADAPTERS)).layers
 
 
 def chains(shape, rank):

@@ -15,7 +15,7 @@ from torch import nn
 
 from lowrank_plugin.layers.adapters import ConvAdapter
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics.autocorrelation import Autocorrelation, Geometry
 from lowrank_plugin.statistics.collection import collect, correlated
@@ -72,7 +72,7 @@ def test_a_kernel_of_three_needs_twenty_nine_products():
 
 
 def surveyed(network, example):
-    return survey(network, example, Settings(budget={"macs": 0.5}), manager().registered("layer adapter")).layers
+    return survey(network, example, Settings(budget={"macs": 0.5}), manager().registered(LAYER_ADAPTERS)).layers
 
 
 def test_deep_narrow_maps_are_correlated_and_the_rest_drawn(network):

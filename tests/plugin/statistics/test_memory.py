@@ -10,7 +10,7 @@ import torch
 
 import lowrank_plugin
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import passes
 from lowrank_plugin.statistics.collection import collect
@@ -21,7 +21,7 @@ TIGHT = 2.6e-3
 
 def test_what_is_held_is_what_was_predicted(network, images):
     settings = Settings(budget={"macs": 0.5})
-    layers = survey(network, images[0], settings, manager().registered("layer adapter")).layers
+    layers = survey(network, images[0], settings, manager().registered(LAYER_ADAPTERS)).layers
     predicted = passes.divide(network, layers, images, settings)
     assert predicted.groups == [list(layers)]
     observed = collect(network, layers, images)

@@ -17,7 +17,7 @@ from plugin.geometries import convolutions
 from lowrank_plugin.errors import CalibrationError
 from lowrank_plugin.layers.adapters import ConvAdapter
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics.collection import collect
 from lowrank_plugin.statistics.moments import ChannelStatistics, Moments
@@ -66,7 +66,7 @@ def test_a_large_mean_costs_no_digits():
 
 
 def surveyed(network, example):
-    return survey(network, example, Settings(budget={"macs": 0.5}), manager().registered("layer adapter"))
+    return survey(network, example, Settings(budget={"macs": 0.5}), manager().registered(LAYER_ADAPTERS))
 
 
 def test_drawn_positions_estimate_the_full_covariance(network, images):

@@ -14,7 +14,7 @@ from lowrank_plugin import Statistics, collect_statistics
 from lowrank_plugin.errors import CalibrationError
 from lowrank_plugin.int8.rounding import Grid, round_weights
 from lowrank_plugin.layers.survey import survey
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import passes
 from lowrank_plugin.statistics.collection import collect
@@ -144,7 +144,7 @@ def test_files_and_merged_runs(wide, images, tmp_path):
 
 def test_what_is_held_is_what_was_predicted(wide, images):
     settings = Settings(budget={"macs": 0.5})
-    layer = survey(wide, images[0], settings, manager().registered("layer adapter")).layers["4"]
+    layer = survey(wide, images[0], settings, manager().registered(LAYER_ADAPTERS)).layers["4"]
     predicted = passes.need(layer, wide[4], 32, 8, 12.0)
     held = collect(wide, {"4": layer}, images)["4"].patches.rows.nbytes
     # in parts and put together, once each

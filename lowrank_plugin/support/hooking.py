@@ -1,0 +1,34 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Forward hooks that are gone when the work is done, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], *, before: bool = False) -> Iterator[None]:
+    """Run with a forward hook on some modules, called with the keyword arguments of the forward as well.
+
+    >>> import torch
+    >>> layer, seen = nn.Linear(2, 3), []
+    >>> with hooked({layer: lambda module, args, kwargs, output: seen.append(output.shape)}):
+    ...     _ = layer(torch.ones(1, 2))
+    >>> seen, len(layer._forward_hooks)
+    ([torch.Size([1, 3])], 0)
+
+    :param hooks: for each module its hook: ``hook(module, args, kwargs, output)``, or without the output where it is
+        called ``before`` the forward. What it returns takes the place of the output (of the input), as torch has it.
+    :param before: whether the hooks are called before the forward.
+    """
+    with ExitStack() as handles:
+        for module, hook in hooks.items():
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            handles.callback(register(hook, with_kwargs=True).remove)
+        yield
