@@ -226,7 +226,7 @@ class StepEvent:
     """Something the flow has just done, for progress displays and logs.
 
     :param step: ``"survey"``, ``"collect"``, ``"trial"``, ``"weigh"``, ``"propose"``, ``"measure"``, ``"fit"``,
-        ``"repair"``, ``"distill"`` or ``"evaluate"``.
+        ``"repair"``, ``"distill"``, ``"evaluate"``, ``"rotate"`` or ``"round"``.
     :param done: units finished, layers or batches.
     :param total: units in all; None where it is unknown.
     :param layer: the layer just finished, where the unit is a layer.

@@ -19,6 +19,7 @@ from lowrank_hooks import CostContext, Factorization, Stage, StageShape
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.survey import Layer, layer_input
 from lowrank_plugin.support.batches import call, evaluating
+from lowrank_plugin.support.hooking import hooked
 
 
 def cost_context(
@@ -36,15 +37,9 @@ def cost_context(
     def record(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs[name].append(tuple(layer_input(args, kwargs).shape))
 
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(partial(record, name), with_kwargs=True) for name in layers
-    ]
-    try:
-        with evaluating(model):
-            call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = {model.get_submodule(name): partial(record, name) for name in layers}
+    with evaluating(model), hooked(hooks, before=True):
+        call(model, example)
     return CostContext(model, example, runtime, inputs, lambda name, chain: random_chain(model, layers[name], chain))
 
 

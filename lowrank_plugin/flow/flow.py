@@ -248,7 +248,7 @@ class Flow(Observing):
         """Match the moments of the chains' outputs, then distil; the errors of the distilled blocks."""
         names = list(chains)
         layers = {name: self.survey.layers[name] for name in names}
-        match_moments(compressed, templates, layers, self._outputs(names), self.batches, self.progress)
+        match_moments(compressed, templates, layers, self._outputs(names), self.batches, self.steps)
         settings = self.settings
         if settings.repair != "distill":
             return {}
@@ -264,11 +264,11 @@ class Flow(Observing):
             compressed,
             names,
             self.batches,
-            steps=settings.steps,
-            network_steps=settings.network_steps,
+            iterations=settings.steps,
+            network_iterations=settings.network_steps,
             seed=settings.seed,
             notebook=Notebook(settings.checkpoint, compressed, names, key),
-            progress=self.progress,
+            steps=self.steps,
         )
 
     def finish(self, plan: Mapping[str, Any], inplace: bool, compressed: nn.Module | None = None) -> nn.Module:

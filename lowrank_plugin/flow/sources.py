@@ -33,7 +33,7 @@ from lowrank_plugin.statistics.vectors import Inputs
 from lowrank_plugin.statistics.weighing import Trial, Weights, try_out, weigh
 from lowrank_plugin.support import processes
 from lowrank_plugin.support.batches import one_sample, take_batches
-from lowrank_plugin.support.progress import Progress
+from lowrank_plugin.support.progress import Progress, Steps
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -64,6 +64,7 @@ class Observing:
         statistics: Statistics | None = None,
     ) -> None:
         self.model, self.settings, self.progress, self.statistics = model, settings, progress, statistics
+        self.steps = Steps(progress, manager().observe)
         check_device(settings)
         self.norm = norm_of(settings, data is not None or statistics is not None)
         self.batches = [] if data is None else take_batches(model, data, settings.samples)
@@ -128,7 +129,7 @@ class Observing:
             positions=self.settings.positions,
             seed=self.settings.seed,
             places=[place for place, _ in processes.share(self.batches)],
-            progress=self.progress,
+            steps=self.steps,
         )
         return exchange.combined(processes.together(look), next(self.model.parameters()).device)
 
@@ -151,7 +152,7 @@ class Observing:
             self.gradients = {name: known[name] for name in names if name in known}
         elif self.batches and layers:
             seed = self.settings.seed
-            self.gradients = collect_gradients(self.model, layers, self.batches, seed=seed, progress=self.progress)
+            self.gradients = collect_gradients(self.model, layers, self.batches, seed=seed, steps=self.steps)
 
     def weigh(self, names: Sequence[str]) -> dict[str, Weights]:
         """What errors at each layer are expected to cost the model, in nats per squared relative error."""
@@ -160,7 +161,7 @@ class Observing:
         elif self.batches:
             tried = self._each("trial", "Solving trials", names, lambda batch: [self._try(name) for name in batch])
             trials = {name: found for name, found in tried.items() if found}
-            weights = weigh(self.model, trials, self.batches, seed=self.settings.seed, progress=self.progress)
+            weights = weigh(self.model, trials, self.batches, seed=self.settings.seed, steps=self.steps)
         else:
             return {}
         if not all(math.isfinite(value) for each in weights.values() for _, value in each):

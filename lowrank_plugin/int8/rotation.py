@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lowrank_plugin.chains.record import report
+from lowrank_plugin.plugins import manager
 from lowrank_plugin.support.batches import call, evaluating, take_batches
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.progress import Progress, Steps, no_progress
 
 SAMPLES = 128
 """Samples that the tensors between the stages are seen on."""
@@ -70,7 +72,8 @@ def rotate_chains(
     pairs = list(_pairs(model))
     if not pairs:
         return model
-    moments = _second_moments(model, [first for first, _ in pairs], take_batches(model, batches, samples), progress)
+    steps = Steps(progress, manager().observe)
+    moments = _second_moments(model, [first for first, _ in pairs], take_batches(model, batches, samples), steps)
     for index, (first, second) in enumerate(pairs):
         if index in moments and bool(torch.isfinite(moments[index]).all()):
             _change_basis(first, second, moments[index])
@@ -95,25 +98,20 @@ def _open(*stages: nn.Module) -> bool:
     )
 
 
-def _second_moments(model: nn.Module, stages: list[Any], batches: list[Any], progress: Progress) -> dict[int, Tensor]:
+def _second_moments(model: nn.Module, stages: list[Any], batches: list[Any], steps: Steps) -> dict[int, Tensor]:
     """The sums of squares and products of the stages' outputs, about zero: float64 [R, R] by place."""
     sums: dict[int, Tensor] = {}
 
     def watching(index: int) -> Any:
-        def hook(stage: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(stage: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             vectors = output.movedim(-stage.weight.dim() + 1, -1).reshape(-1, stage.weight.shape[0])
             sums[index] = sums.get(index, 0) + (vectors.mT @ vectors).double()
 
         return hook
 
-    handles = [stage.register_forward_hook(watching(index)) for index, stage in enumerate(stages)]
-    try:
-        with evaluating(model):
-            for batch in progress(batches, description="Rotating chains", total=len(batches)):
-                call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), hooked({stage: watching(index) for index, stage in enumerate(stages)}):
+        for batch in steps.each("rotate", "Rotating chains", batches):
+            call(model, batch)
     return sums
 
 

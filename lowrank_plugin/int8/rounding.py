@@ -21,7 +21,7 @@ from lowrank_plugin.statistics.norms import shrinkage
 from lowrank_plugin.statistics.passes import GIGABYTE, collect_in_passes, divide
 from lowrank_plugin.statistics.vectors import Inputs
 from lowrank_plugin.support.batches import take_batches
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.progress import Progress, Steps, no_progress
 
 SAMPLES = 128
 """Samples that the layers' inputs are seen on."""
@@ -123,15 +123,17 @@ def round_weights(
     :raises LowRankError: where the data cannot be used.
     """
     taken, settings = take_batches(model, batches, samples), Settings(memory_gb=memory_gb)
+    steps = Steps(progress, manager().observe)
     layers = called_layers(
         model, taken[0], {name: model.get_submodule(name) for name in grids}, manager().registered(LAYER_ADAPTERS)
     )
 
     def look(names: list[str]) -> dict[str, Observed]:
-        return collect(model, {name: layers[name] for name in names}, taken, progress=progress)
+        return collect(model, {name: layers[name] for name in names}, taken, steps=steps)
 
     observed = collect_in_passes(look, divide(model, layers, taken, settings).groups)
-    for name in progress(list(observed), description="Rounding weights", total=len(observed)):
+    names = list(observed)
+    for name in steps.each("round", "Rounding weights", names, names):
         small = _COPIES * product_bytes(layers[name]) <= memory_gb * GIGABYTE
         if small and observed[name].patches.finite:
             _round(layers[name], model.get_submodule(name), grids[name], observed[name].inputs)

@@ -21,6 +21,7 @@ from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.plugins import Registered
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.batches import batch_size, call, evaluating
+from lowrank_plugin.support.hooking import hooked
 
 Adapters = Mapping[str, Registered[LayerAdapterRecord]]
 """Layer adapters by the name of their layers' kind."""
@@ -230,14 +231,10 @@ def _example_run(
 
         return hook
 
-    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, (module, _) in candidates.items()]
     counter = FlopCounterMode(display=False)
-    try:
-        with evaluating(model), watching(candidates) as readers, counter:
-            call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = {module: record(name) for name, (module, _) in candidates.items()}
+    with hooked(hooks), evaluating(model), watching(candidates) as readers, counter:
+        call(model, example)
     return calls, readers, counter.get_total_flops() / 2
 
 

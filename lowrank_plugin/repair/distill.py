@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from lowrank_hooks import LayerAdapter, StepEvent
+from lowrank_hooks import LayerAdapter
 from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
-from lowrank_plugin.plugins import manager
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
 from lowrank_plugin.repair.gauss_newton import Divergence, Loss, Sample, SquaredError, Weights, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
 from lowrank_plugin.support.batches import call, enough, evaluating, split
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.progress import SILENT, Steps
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -78,11 +79,11 @@ def distill(
     chains: Sequence[str],
     batches: Sequence[Any],
     *,
-    steps: int = 6,
-    network_steps: int = 0,
+    iterations: int = 6,
+    network_iterations: int = 0,
     seed: int = 0,
     notebook: Notebook | None = None,
-    progress: Progress = no_progress,
+    steps: Steps = SILENT,
 ) -> Errors:
     """Refit the chains of every block to what the block puts out in the original network.
 
@@ -98,11 +99,11 @@ def distill(
     :param compressed: the network with chains, changed in place; at least float32.
     :param chains: names of the chains, in the order of the forward pass.
     :param batches: model inputs, at least two samples.
-    :param steps: the most conjugate-gradient steps for a block.
-    :param network_steps: the most for the whole network; where its output is no matrix of logits there are none.
+    :param iterations: the most iterations of conjugate gradients for a block.
+    :param network_iterations: the most for the whole network; where its output is no matrix of logits there are none.
     :param seed: of the random probes.
     :param notebook: where what is done is kept, and found again after an interruption; None keeps nothing.
-    :param progress: shows a bar.
+    :param steps: hears of each block, as the step ``"distill"``.
     :return: the loss of each block (of the network under the empty name) on the held-out samples as a share of what
         constant outputs would cost, before and after.
     :raises CalibrationError: where there are fewer than two samples.
@@ -110,20 +111,19 @@ def distill(
     """
     learned, held_out = split(batches, HELD_OUT, BATCH)
     blocks = find_blocks(compressed, chains)
-    if network_steps:
+    if network_iterations:
         blocks = [*(block for block in blocks if block.name), Block("", tuple(chains))]
     found = notebook.read() if notebook else {}
     with evaluating(original), evaluating(compressed):
-        shown = progress(blocks, description="Distilling blocks", total=len(blocks))
-        for done, block in enumerate(shown, start=1):
-            if block.name not in found:
-                most = steps if block.name else network_steps or steps
-                errors = _refit(original, compressed, block, learned, held_out, most, seed)
-                if errors is not None:
-                    found[block.name] = errors
-                    if notebook:
-                        notebook.write(found)
-            manager().hook.lowrank_step(event=StepEvent("distill", done, len(blocks), block.name))
+        for block in steps.each("distill", "Distilling blocks", blocks, [block.name for block in blocks]):
+            if block.name in found:
+                continue
+            most = iterations if block.name else network_iterations or iterations
+            errors = _refit(original, compressed, block, learned, held_out, most, seed)
+            if errors is not None:
+                found[block.name] = errors
+                if notebook:
+                    notebook.write(found)
     return found
 
 
@@ -133,7 +133,7 @@ def _refit(
     block: Block,
     learned: Sequence[Any],
     held_out: Sequence[Any],
-    steps: int,
+    iterations: int,
     seed: int,
 ) -> tuple[float, float] | None:
     module = compressed.get_submodule(block.name)
@@ -151,7 +151,7 @@ def _refit(
         return None
     wanted = enough(learned, math.inf if whole else _wanted(layers, judged))
     samples = list(_samples(original, compressed, block.name, wanted))
-    return fit_module(module, layers, samples, judged, Divergence() if whole else SquaredError(), steps, seed)
+    return fit_module(module, layers, samples, judged, Divergence() if whole else SquaredError(), iterations, seed)
 
 
 def fit_module(
@@ -160,7 +160,7 @@ def fit_module(
     samples: Sequence[Sample],
     held_out: Sequence[Sample],
     loss: Loss,
-    steps: int,
+    iterations: int,
     seed: int,
 ) -> tuple[float, float]:
     """Refit some layers of a module, in place.
@@ -170,7 +170,7 @@ def fit_module(
     :param samples: pairs of (args, kwargs) of its forward and outputs wanted.
     :param held_out: likewise.
     :param loss: what is lowered.
-    :param steps: the most conjugate-gradient steps.
+    :param iterations: the most iterations of conjugate gradients.
     :param seed: of the random probes.
     :return: the loss on the held-out samples as a share of what constant outputs would cost, before and after.
     """
@@ -189,7 +189,7 @@ def fit_module(
 
     probed = samples[: math.ceil(PROBED / samples[0].target.shape[0])]
     curvature = Kronecker(function, layers, probed, len(probed) / len(samples), loss, seed)
-    outcome = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, steps)
+    outcome = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, iterations)
     for name, (layer, _) in layers.items():
         for each, parameter in layer.named_parameters(recurse=False):
             parameter.copy_(outcome.weights[f"{name}.{each}"])
@@ -227,7 +227,7 @@ def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Seq
         outputs: list[Any] = []
         inputs: list[Any] = []
 
-        def keep(_: nn.Module, __: Any, output: Any, outputs: list[Any] = outputs) -> None:
+        def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, outputs: list[Any] = outputs) -> None:
             outputs.append(output.clone() if isinstance(output, Tensor) else None)
 
         def stop(
@@ -237,18 +237,10 @@ def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Seq
             if len(inputs) == len(outputs):
                 raise _EnoughError
 
-        handle = original.get_submodule(name).register_forward_hook(keep)
-        try:
+        with hooked({original.get_submodule(name): keep}):
             call(original, batch)
-        finally:
-            handle.remove()
-        handle = compressed.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
-        try:
+        with suppress(_EnoughError), hooked({compressed.get_submodule(name): stop}, before=True):
             call(compressed, batch)
-        except _EnoughError:
-            pass
-        finally:
-            handle.remove()
         if len(inputs) == len(outputs) and all(output is not None for output in outputs):
             yield from (Sample(each, output) for each, output in zip(inputs, outputs, strict=True))
 

@@ -16,6 +16,7 @@ from lowrank_hooks import LayerAdapter
 from lowrank_plugin.layers.survey import layer_input
 from lowrank_plugin.repair.gauss_newton import Loss, Sample, Weights
 from lowrank_plugin.statistics.sampling import draw_positions
+from lowrank_plugin.support.hooking import hooked
 
 DAMPING = 0.01
 """Multiple of the mean curvature of a layer that is added to all of its curvatures."""
@@ -108,18 +109,11 @@ def _observe(
 ) -> dict[str, _Seen]:
     generator = torch.Generator().manual_seed(seed)
     seen = {name: _Seen() for name in layers}
-    handles = [
-        layer.register_forward_hook(_tap(adapter, seen[name], generator), with_kwargs=True)
-        for name, (layer, adapter) in layers.items()
-    ]
-    try:
-        with torch.enable_grad():
-            for sample in samples:
-                output = function({}, sample.inputs)
-                output.backward(loss.probe(output.detach(), generator))
-    finally:
-        for handle in handles:
-            handle.remove()
+    taps = {layer: _tap(adapter, seen[name], generator) for name, (layer, adapter) in layers.items()}
+    with torch.enable_grad(), hooked(taps):
+        for sample in samples:
+            output = function({}, sample.inputs)
+            output.backward(loss.probe(output.detach(), generator))
     return seen
 
 

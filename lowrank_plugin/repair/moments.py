@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_hooks import StepEvent
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.plugins import manager
 from lowrank_plugin.statistics.moments import ChannelStatistics
 from lowrank_plugin.support import processes
 from lowrank_plugin.support.batches import call, evaluating
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.progress import SILENT, Steps
 
 _LARGEST_SCALE = 2.0
 
@@ -29,7 +28,7 @@ def match_moments(
     layers: Mapping[str, Layer],
     wanted: Mapping[str, Sequence[ChannelStatistics]],
     batches: Sequence[Any],
-    progress: Progress = no_progress,
+    steps: Steps = SILENT,
 ) -> None:
     """Give every chain a scale and a shift a channel, absorbed into its last stage.
 
@@ -46,7 +45,7 @@ def match_moments(
     :param layers: how those are seen.
     :param wanted: the statistics of their outputs in the original network, a value for each call.
     :param batches: the model inputs that those statistics are from, in the same order.
-    :param progress: shows a bar.
+    :param steps: hears of each batch, as the step ``"repair"``.
     """
     divided = all(len(layer.calls) == 1 for layer in layers.values())
     mine = processes.in_step(batches) if divided else list(batches)
@@ -54,7 +53,7 @@ def match_moments(
     batch: Any = None
 
     def correcting(layer: Layer) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             result = output.clone()
             view = layer.adapter.outputs(templates[layer.name], result)
             seen = None if batch is None else ChannelStatistics.of(view, channel_axes=2)
@@ -65,19 +64,11 @@ def match_moments(
 
         return hook
 
-    handles = [
-        compressed.get_submodule(name).register_forward_hook(correcting(layer)) for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(compressed):
-            shown = progress(mine, description="Matching moments", total=len(mine))
-            for done, batch in enumerate(shown, start=1):
-                # a process that is out of batches runs along, so that the others find it at every chain
-                call(compressed, batches[-1] if batch is None else batch)
-                manager().hook.lowrank_step(event=StepEvent("repair", done, len(mine)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = {compressed.get_submodule(name): correcting(layer) for name, layer in layers.items()}
+    with evaluating(compressed), hooked(hooks):
+        for batch in steps.each("repair", "Matching moments", mine):
+            # a process that is out of batches runs along, so that the others find it at every chain
+            call(compressed, batches[-1] if batch is None else batch)
     for name, each in running.items():
         if each.seen:
             absorb(compressed.get_submodule(name)[-1], *correction(each.wanted[len(each.seen) - 1], each.seen[-1]))  # type: ignore[index]

@@ -15,17 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_hooks import StepEvent
 from lowrank_plugin.layers.adapters import ConvAdapter
 from lowrank_plugin.layers.survey import Layer, layer_input
-from lowrank_plugin.plugins import manager
 from lowrank_plugin.statistics.autocorrelation import Autocorrelation, Geometry
 from lowrank_plugin.statistics.moments import ChannelStatistics, Moments, working
 from lowrank_plugin.statistics.sampling import draw
 from lowrank_plugin.statistics.vectors import Inputs, Vectors
 from lowrank_plugin.support.batches import batch_size, call, evaluating
+from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.messages import listed
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.progress import SILENT, Steps
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -69,7 +68,7 @@ def collect(
     positions: float = 12.0,
     seed: int = 0,
     places: Sequence[int] | None = None,
-    progress: Progress = no_progress,
+    steps: Steps = SILENT,
 ) -> dict[str, Observed]:
     """Run the model over the batches and collect the moments of every layer's input patches and of its output.
 
@@ -86,25 +85,18 @@ def collect(
     :param positions: patches taken, as a multiple of the width of the covariance.
     :param seed: seed of the draw.
     :param places: numbers of the batches to run, where the others are run elsewhere; None for all.
-    :param progress: shows a bar.
+    :param steps: hears of each batch, as the step ``"collect"``.
     :return: what was seen, by layer name; a layer that was never called has no entry.
     :raises CalibrationError: where the model cannot take a batch.
     """
     samples = sum(batch_size(batch) for batch in batches)
     taps = [_Tap(layer, model.get_submodule(name), samples, positions, patches) for name, layer in layers.items()]
-    handles = [tap.module.register_forward_hook(tap, with_kwargs=True) for tap in taps]
-    try:
-        with evaluating(model):
-            chosen = range(len(batches)) if places is None else places
-            shown = progress(chosen, description="Collecting statistics", total=len(chosen))
-            for done, place in enumerate(shown, start=1):
-                for tap in taps:
-                    tap.prepare(place, batch_size(batches[place]) / samples, seed)
-                call(model, batches[place])
-                manager().hook.lowrank_step(event=StepEvent("collect", done, len(chosen)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    chosen = range(len(batches)) if places is None else places
+    with evaluating(model), hooked({tap.module: tap for tap in taps}):
+        for place in steps.each("collect", "Collecting statistics", chosen):
+            for tap in taps:
+                tap.prepare(place, batch_size(batches[place]) / samples, seed)
+            call(model, batches[place])
     for tap in taps:
         tap.finish()
     return {tap.layer.name: tap.observed for tap in taps if tap.observed.outputs}

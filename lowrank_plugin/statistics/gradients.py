@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lowrank_hooks import StepEvent
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.plugins import manager
 from lowrank_plugin.support import processes
 from lowrank_plugin.support.batches import batch_size, call, enough, evaluating
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.progress import SILENT, Steps
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -39,7 +38,7 @@ def collect_gradients(
     *,
     samples: int = SAMPLES,
     seed: int = 0,
-    progress: Progress = no_progress,
+    steps: Steps = SILENT,
 ) -> dict[str, Tensor]:
     r"""The Fisher information of each layer's output: E[g g'], g the log-likelihood's gradient.
 
@@ -51,7 +50,7 @@ def collect_gradients(
     :param batches: model inputs.
     :param samples: how many samples are used.
     :param seed: seed of the random draws.
-    :param progress: shows a bar.
+    :param steps: hears of each batch, as the step ``"weigh"``.
     :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
         empty where the model's output cannot be differentiated.
     """
@@ -78,7 +77,7 @@ def collect_gradients(
         samples=samples,
         seed=seed,
         description="Collecting gradients",
-        progress=progress,
+        steps=steps,
     )
 
 
@@ -91,7 +90,7 @@ def pull_back(
     samples: int,
     seed: int,
     description: str,
-    progress: Progress,
+    steps: Steps,
     after: Callable[[Any], None] = lambda batch: None,
 ) -> dict[str, Tensor]:
     r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
@@ -109,37 +108,28 @@ def pull_back(
     :param samples: how many samples are used.
     :param seed: seed of the random draws.
     :param description: for the bar.
-    :param progress: shows it.
+    :param steps: hears of each batch, as the step ``"weigh"``.
     :param after: called with each batch when its gradients have been shown.
     :return: the sums of all processes over the number of samples; empty, after a warning, where the model's output
         cannot be differentiated.
     """
     chosen = enough(batches, samples)
     generator = torch.Generator()
-    handles = [
-        model.get_submodule(name).register_forward_hook(_tap(watch), with_kwargs=True)
-        for name, watch in watches.items()
-    ]
+    taps = {model.get_submodule(name): _tap(watch) for name, watch in watches.items()}
 
     def run() -> None:
-        mine = processes.share(chosen)
-        shown = progress(mine, description=description, total=len(mine))
-        for done, (place, batch) in enumerate(shown, start=1):
+        for place, batch in steps.each("weigh", description, processes.share(chosen)):
             # a draw of its own for each batch, whichever process it falls to
             generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
             _probe(call(_Frozen(model), batch), generator).backward()
             after(batch)
-            manager().hook.lowrank_step(event=StepEvent("weigh", done, len(mine)))
 
     try:
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad(), hooked(taps):
             processes.together(run)
     except (RuntimeError, LowRankError) as error:
         logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
         return {}
-    finally:
-        for handle in handles:
-            handle.remove()
     total = sum(batch_size(batch) for batch in chosen)
     summed = processes.summed(sums, next(model.parameters()).device)
     return {name: each / total for name, each in summed.items()}

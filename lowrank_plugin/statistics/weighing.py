@@ -23,7 +23,7 @@ from lowrank_plugin.statistics.gradients import SAMPLES, Watch, pull_back
 from lowrank_plugin.statistics.problems import as_measured, corrected
 from lowrank_plugin.statistics.vectors import Inputs
 from lowrank_plugin.support.batches import batch_size
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.progress import SILENT, Steps
 
 TRIAL_ERRORS = (0.15, 0.3, 0.6)
 """Relative errors of the trials: mild, about what a layer gets when the cost of a network is halved, and harsh."""
@@ -96,7 +96,7 @@ def weigh(
     *,
     samples: int = SAMPLES,
     seed: int = 0,
-    progress: Progress = no_progress,
+    steps: Steps = SILENT,
 ) -> dict[str, list[tuple[float, float]]]:
     r"""What errors at each layer are expected to cost the model, in nats.
 
@@ -110,7 +110,7 @@ def weigh(
     :param batches: model inputs.
     :param samples: how many samples are used.
     :param seed: seed of the random draws.
-    :param progress: shows a bar.
+    :param steps: hears of each batch, as the step ``"weigh"``.
     :return: by layer name, for each trial its error and its cost per squared error, which never falls; empty where the
         model's output cannot be differentiated.
     """
@@ -147,7 +147,7 @@ def weigh(
         samples=samples,
         seed=seed,
         description="Weighing layers",
-        progress=progress,
+        steps=steps,
         after=after,
     )
     return {name: _rising(trials[name], (each / 2).tolist()) for name, each in squares.items()}
