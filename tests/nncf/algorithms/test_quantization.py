@@ -142,3 +142,57 @@ def test_chains_with_masks_keep_their_weights(model: nn.Module, dataset: nncf.Da
     _, quantized = lowrank_nncf.create_compressed_model(model, config, dataset)
     for before, after in zip(small.conv, quantized.conv, strict=True):
         assert torch.equal(before.weight, after.weight)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    kinds = nn.Conv2d | nn.Linear
+    return {name: each.weight.detach() for name, each in model.named_modules() if isinstance(each, kinds)}
+
+
+@pytest.mark.parametrize("where", ["lowrank", "quantization"])
+def test_rounding_keeps_to_the_memory_allowed(where: str, model: nn.Module, dataset: nncf.Dataset) -> None:
+    """Where no second moments fit, weights are left as they are; the quantizers round them to the nearest."""
+    lowrank = {"algorithm": "lowrank", "ranks": {"conv": 16}, "decomposers": ["svd"], "norm": "frobenius"}
+    little = {"calibration": {"memory_gb": 1e-6}}
+    sections = [{**lowrank, **little}, QUANTIZATION] if where == "lowrank" else [{**QUANTIZATION, **little}]
+    _, quantized = lowrank_nncf.create_compressed_model(model, {"compression": sections}, dataset)
+    before, after = weights_of(model), weights_of(quantized)
+    assert all(torch.equal(after[name], before[name]) for name in ("stem", "head"))
+
+
+def test_rounding_by_default(model: nn.Module, dataset: nncf.Dataset) -> None:
+    _, quantized = lowrank_nncf.create_compressed_model(model, {"compression": QUANTIZATION}, dataset)
+    before, after = weights_of(model), weights_of(quantized)
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+
+
+class Conv3x3(nn.Conv2d):
+    """As models define them: only its construction is new."""
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__(*channels, 3, padding=1)
+
+
+def test_subclasses_that_compute_the_same_are_rounded(model: nn.Module, dataset: nncf.Dataset) -> None:
+    """The layer's adapter is asked, not its exact class."""
+    _, expected = lowrank_nncf.create_compressed_model(model, {"compression": QUANTIZATION}, dataset)
+    stem = Conv3x3(3, 32)
+    stem.load_state_dict(model.stem.state_dict())
+    model.stem = stem
+    _, found = lowrank_nncf.create_compressed_model(model, {"compression": QUANTIZATION}, dataset)
+    assert torch.equal(found.stem.weight, expected.stem.weight)
+
+
+def test_messages_of_a_compression_go_to_nncf(
+    model: nn.Module, dataset: nncf.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    section = {**QUANTIZATION, "initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 8}}}
+    model.norm = nn.Identity()
+    nncf.nncf_logger.addHandler(caplog.handler)
+    try:
+        lowrank_nncf.create_compressed_model(model, {"compression": section}, dataset)
+    finally:
+        nncf.nncf_logger.removeHandler(caplog.handler)
+    told = {record.name: record.getMessage() for record in caplog.records if record.name.startswith("lowrank")}
+    assert told["lowrank_nncf.nncf3.compose"] == "Applying quantization"
+    assert "nothing to adapt" in told["lowrank_nncf.nncf3.algorithms.adaptation"]
