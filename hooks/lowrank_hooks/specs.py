@@ -71,17 +71,45 @@ def lowrank_layer_adapters() -> Iterable[LayerAdapterRecord]:
 
     Called whenever a model is surveyed or restored. Two records of one name are an error.
 
+    >>> import torch
     >>> from torch import nn
-    >>> from lowrank_hooks import LayerAdapterRecord, hookimpl
-    >>> class ScaledLinear(nn.Linear):
-    ...     "A layer of one's own that computes what nn.Linear computes."
+    >>> from lowrank_hooks import Factorization, LayerAdapterRecord, Stage, hookimpl
+    >>> class ScaledLinear(nn.Module):
+    ...     "A layer of one's own: a linear layer without bias, times a number."
+    ...     def __init__(self, inputs, outputs, scale=1.0):
+    ...         super().__init__()
+    ...         self.weight, self.bias, self.scale = nn.Parameter(torch.ones(outputs, inputs)), None, scale
+    ...     def forward(self, x):
+    ...         return self.scale * nn.functional.linear(x, self.weight)
+    >>> def linear(weight, bias=None):
+    ...     layer = nn.Linear(*weight.shape[::-1], bias=bias is not None)
+    ...     layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+    ...     return layer
+    >>> class ScaledLinearAdapter:
+    ...     "Sees the weight times the number as a kernel [1, T, S]."
+    ...     def refusal(self, module):
+    ...         return "its scale is zero" if module.scale == 0 else None
+    ...     def kernel(self, module):
+    ...         return module.scale * module.weight.detach().unsqueeze(0)
+    ...     def patches(self, module, inputs):
+    ...         return torch.atleast_2d(inputs).unsqueeze(-2)
+    ...     def outputs(self, module, outputs):
+    ...         return torch.atleast_2d(outputs).unsqueeze(-2)
+    ...     def positions(self, module, stages, inputs, outputs):
+    ...         return (outputs[..., 0].numel(),) * len(stages)
+    ...     def build(self, module, factorization, bias):
+    ...         *first, last = (stage.weight[0] for stage in factorization.stages)
+    ...         return nn.Sequential(*map(linear, first), linear(last, bias))
+    ...     def to_dense(self, module):
+    ...         chain = Factorization(tuple(Stage(stage.weight.detach().unsqueeze(0)) for stage in module))
+    ...         return linear(chain.to_kernel()[0], module[-1].bias)
     >>> class Plugin:
     ...     @hookimpl
     ...     def lowrank_layer_adapters(self):
-    ...         from lowrank_plugin.layers.adapters import LinearAdapter
-    ...         yield LayerAdapterRecord("ScaledLinear", ScaledLinear, LinearAdapter(), "as Linear")
-    >>> [record.adapter.kernel(ScaledLinear(3, 2)).shape for record in Plugin().lowrank_layer_adapters()]
-    [torch.Size([1, 2, 3])]
+    ...         yield LayerAdapterRecord("ScaledLinear", ScaledLinear, ScaledLinearAdapter(), "linear, times a number")
+    >>> [record.adapter.kernel(ScaledLinear(3, 2, 0.5)) for record in Plugin().lowrank_layer_adapters()]
+    [tensor([[[0.5000, 0.5000, 0.5000],
+             [0.5000, 0.5000, 0.5000]]])]
 
     ..  versionadded:: 0.1
 
