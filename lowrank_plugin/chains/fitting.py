@@ -57,7 +57,7 @@ def fit(
     :param moments: the moments of the layers' inputs, or None.
     """
     start = time.perf_counter()
-    solutions = batching.fits(decomposer, problems, rank)
+    solutions = batching.solutions(decomposer, problems, rank)
     fitted = []
     for problem, solution, bias, seen in zip(problems, solutions, biases, moments, strict=True):
         chain, error = solution.value, math.nan

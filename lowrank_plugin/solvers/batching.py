@@ -46,27 +46,48 @@ def batches(
 def curves(decomposer: Decomposer, problems: Sequence[Problem]) -> list[Sequence[Point]]:
     """The error curves of problems that are alike.
 
-    :param decomposer: the decomposer.
-    :param problems: the problems.
+    >>> import torch
+    >>> from lowrank_plugin.solvers import Svd
+    >>> [len(curve) for curve in curves(Svd(), [Problem(torch.ones(1, 4, 6))] * 2)]
+    [4, 4]
+
+    :param decomposer: asked once if it is a :class:`lowrank_hooks.BatchDecomposer`, else for one after the other.
+    :param problems: of one shape, dtype, device and kind of norm.
+    :return: a curve for each problem.
     """
-    if isinstance(decomposer, BatchDecomposer) and _up_to_date(decomposer, "curves", "curve"):
+    if isinstance(decomposer, BatchDecomposer) and _knows_of(decomposer, "curves", "curve"):
         return list(decomposer.curves(problems))
     return [decomposer.curve(problem) for problem in problems]
 
 
-def fits(decomposer: Decomposer, problems: Sequence[Problem], rank: Rank) -> list[Solution]:
+def solutions(decomposer: Decomposer, problems: Sequence[Problem], rank: Rank) -> list[Solution]:
     """The solutions of problems that are alike.
 
-    :param decomposer: the decomposer.
-    :param problems: the problems.
+    >>> import torch
+    >>> from lowrank_plugin.solvers import Cpd
+    >>> alike = [Problem(size * torch.ones(1, 6, 4, 3, 3)) for size in (1, 2)]
+    >>> [round(float(solution.value.to_kernel().mean()), 1) for solution in solutions(Cpd(), alike, (1,))]
+    [1.0, 2.0]
+
+    :param decomposer: asked once if it is a :class:`lowrank_hooks.BatchDecomposer`, else for one after the other.
+    :param problems: of one shape, dtype, device and kind of norm.
     :param rank: the rank of all.
+    :return: a solution for each problem.
     """
-    if isinstance(decomposer, BatchDecomposer) and _up_to_date(decomposer, "fits", "fit"):
+    if isinstance(decomposer, BatchDecomposer) and _knows_of(decomposer, "fits", "fit"):
         return list(decomposer.fits(problems, rank))
     return [decomposer.fit(problem, rank) for problem in problems]
 
 
-def _up_to_date(decomposer: Decomposer, many: str, one: str) -> bool:
-    """Whether the method for many problems knows of the one for one: a subclass may have changed only the latter."""
-    owners = [next((kind for kind in type(decomposer).__mro__ if name in vars(kind)), object) for name in (many, one)]
-    return issubclass(*owners)
+def _knows_of(decomposer: Decomposer, many: str, one: str) -> bool:
+    """Whether the method for many problems is no older than that for one.
+
+    A class that inherits from a :class:`lowrank_hooks.BatchDecomposer` and changes ``fit`` alone inherits a ``fits``
+    that knows nothing of the change, so it is asked for one problem after the other.
+    """
+    for kind in type(decomposer).__mro__:
+        if many in vars(kind):
+            return True
+        if one in vars(kind):
+            return False
+    return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from lowrank_plugin.solvers.cp.course import Course, histories
 from lowrank_plugin.solvers.cp.curve import extrapolated, interpolated
 from lowrank_plugin.solvers.cp.diagnosis import diagnose, is_degenerate
 from lowrank_plugin.solvers.cp.sensitivity import Factors
-from lowrank_plugin.solvers.cp.stable import least_squares, stabilise
+from lowrank_plugin.solvers.cp.stable import SweepState, least_squares, stabilise
 from lowrank_plugin.solvers.cp.start import Prepared, prepare, slices, start, unwhiten, whitened
 from lowrank_plugin.solvers.parts.checks import check_alike
 from lowrank_plugin.solvers.parts.driver import Outcome
@@ -116,7 +115,7 @@ class Cpd:
         """See :meth:`lowrank_hooks.BatchDecomposer.curves`."""
         check_alike(problems)
         shape, multiple = problems[0].shape, problems[0].rank_multiple
-        if not _fits(shape):
+        if not _has_taps(shape):
             return [[] for _ in problems]
         largest = _largest_offered(shape)
         shares = [largest >> (self.curve_points - 1 - i) for i in range(self.curve_points)]
@@ -206,24 +205,24 @@ class Cpd:
             outcome = least_squares(objective, begin, self._sweeps(prepared, rank), self.rtol)
             del begin
         courses = [
-            Course.of(history, total, before)
-            for history, total, before in zip(histories(prepared, outcome), totals, swept, strict=True)
+            Course.of_least_squares(history, total, before)
+            for history, total, before in zip(histories(prepared, outcome.history), totals, swept, strict=True)
         ]
         best, best_error = outcome.state.factors, outcome.state.error
         if problem.slack is None or not any(totals):
             return best, courses
         del outcome
         for index, (course, total) in enumerate(zip(courses, totals, strict=True)):
-            courses[index] = course.trading(best, prepared, index) if total > 0 else course
+            courses[index] = course.before_trading(best, prepared, index) if total > 0 else course
         sweeps = self.stable_sweeps if objective.covariance is None else self._sweeps(prepared, rank)
         traded = stabilise(objective, best, best_error, problem.slack, sweeps, self.stable_rtol)
-        pairs = zip(courses, histories(prepared, traded), strict=True)
-        return traded.state.factors, [course.ending(history) for course, history in pairs]
+        pairs = zip(courses, histories(prepared, traded.history), strict=True)
+        return traded.state.factors, [course.after_trading(history) for course, history in pairs]
 
     def _begin(self, prepared: Prepared, rank: int, problem: Problem) -> tuple[Factors, list[int]]:
         """Factors from the whitened kernels, and how many sweeps those of each problem took."""
         outcome = self._plain(whitened(prepared), rank, problem, self.whitened_sweeps)
-        swept = [len(history) - 1 for history in histories(prepared, outcome)]
+        swept = [len(history) - 1 for history in histories(prepared, outcome.history)]
         return unwhiten(prepared, outcome.state.factors), swept
 
     def _sweeps(self, prepared: Prepared, rank: int) -> int:
@@ -234,7 +233,7 @@ class Cpd:
         work = 2 * (self.input_steps + self.tap_steps + 2) * prepared.groups * rank * columns**2
         return min(self.weighted_sweeps, max(LEAST_WEIGHTED, int(self.weighted_work / work)))
 
-    def _plain(self, kernel: Tensor, rank: int, problem: Problem, sweeps: int) -> Outcome[Any]:
+    def _plain(self, kernel: Tensor, rank: int, problem: Problem, sweeps: int) -> Outcome[SweepState]:
         begin = start(slices(kernel, rank), rank, problem.generator(), self.spread)
         return least_squares(_plain_objective(kernel), begin, sweeps, self.rtol)
 
@@ -256,13 +255,14 @@ def lower(shape: KernelShape, rank: Rank) -> int:
     :raises ValueError: for a rank that is no single positive number, and for kernels without several taps.
     """
     check_rank(rank, 1, "cpd")
-    if not _fits(shape):
+    if not _has_taps(shape):
         msg = f"cpd needs a convolution with more than one tap, not a kernel of size {shape.kernel_size}: use svd."
         raise ValueError(msg)
     return min(int(rank[0]), shape.taps * min(shape.out_channels, shape.in_channels))
 
 
-def _fits(shape: KernelShape) -> bool:
+def _has_taps(shape: KernelShape) -> bool:
+    """Whether it is the kernel of a convolution with several taps, which CP has a factor for."""
     return 1 <= len(shape.kernel_size) <= 3 and shape.taps > 1
 
 

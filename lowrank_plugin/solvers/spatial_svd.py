@@ -27,7 +27,7 @@ from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.driver import iterate
 from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
-from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, project, whiten
 from lowrank_plugin.solvers.two_block.memory import fit_bytes
@@ -92,13 +92,13 @@ class SpatialSvd:
         """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         r = _lower(shape, rank)
         combined = shape.in_channels * shape.kernel_size[0]
-        final = final_bytes(shape, self.structure(shape, rank), kind, itemsize)
         if not kind.weighted:
             other = shape.parameters // (shape.groups * combined)
             gram = shape.groups * (25 * min(combined, other) ** 2 + 4096)
-            return max(final, gram + (1 + (combined > other)) * shape.parameters * itemsize)
-        fit = fit_bytes(shape, combined, r, shape.out_channels, itemsize)
-        return max(final, fit + extra_side(shape, kind, itemsize))
+            solving = gram + (1 + (combined > other)) * shape.parameters * itemsize
+        else:
+            solving = fit_bytes(shape, combined, r, shape.out_channels, itemsize)
+        return whole_fit(shape, self.structure(shape, rank), kind, itemsize, solving)
 
     def _solve(self, problem: Problem, rank: int) -> Fit:
         kernel = problem.kernel.flatten(2, 3)

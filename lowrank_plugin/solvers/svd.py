@@ -29,7 +29,7 @@ from lowrank_plugin.solvers.parts.canonical import Canonical, canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.fit import Fit, fitted
 from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh
-from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 
 
@@ -84,9 +84,8 @@ class Svd:
         stages = self.structure(shape, rank)
         # Measuring, the first stage is turned beside the kernel in the making.
         turned = sum(stage.parameters for stage in stages) + 2 * stages[0].parameters + shape.out_channels * columns
-        final = max(final_bytes(shape, stages, kind, itemsize), 27 * shape.groups * itemsize * turned // 25)
         gram_bytes = shape.groups * max(gram_bytes, 4096 + 25 * outputs**2)
-        return max(gram_bytes + extra_side(shape, kind, itemsize), final)
+        return max(whole_fit(shape, stages, kind, itemsize, gram_bytes), 27 * shape.groups * itemsize * turned // 25)
 
 
 def _lower(shape: KernelShape, rank: Rank) -> int:

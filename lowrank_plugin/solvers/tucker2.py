@@ -28,7 +28,7 @@ from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.driver import iterate
 from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
-from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.svd import Svd, project_outputs
 from lowrank_plugin.solvers.two_block.hooi import Hooi, hooi_size
@@ -114,14 +114,16 @@ class Tucker2:
     def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
         """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         rank_out, rank_in = rank = lower(shape, rank)
-        final = final_bytes(shape, self.structure(shape, rank), kind, itemsize)
+        stages = self.structure(shape, rank)
         if rank_in >= shape.in_channels:
-            return max(final, Svd().peak_bytes(shape, (rank_out,), kind, itemsize))
+            svd = Svd().peak_bytes(shape, (rank_out,), kind, itemsize)
+            return max(whole_fit(shape, stages, kind, itemsize), svd)
         if not kind.weighted:
             outputs = min(shape.out_channels, shape.in_channels * shape.taps)
-            return max(final, shape.groups * itemsize * hooi_size(outputs, shape.in_channels, shape.taps, *rank))
-        fit = fit_bytes(shape, shape.in_channels, rank_in, rank_out, itemsize)
-        return max(final, fit + extra_side(shape, kind, itemsize))
+            solving = shape.groups * itemsize * hooi_size(outputs, shape.in_channels, shape.taps, *rank)
+        else:
+            solving = fit_bytes(shape, shape.in_channels, rank_in, rank_out, itemsize)
+        return whole_fit(shape, stages, kind, itemsize, solving)
 
     def _solve(self, shape: KernelShape, problem: Problem, rank: tuple[int, int]) -> Fit:
         """Solve a canonical problem; ``shape`` is that of the kernel as it was asked, which may have more outputs."""

@@ -17,13 +17,12 @@ from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.driver import iterate
 from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
-from lowrank_plugin.solvers.parts.memory import extra_side, final_bytes
+from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.spatial_svd import takes
 from lowrank_plugin.solvers.two_block.iteration import (
     Blocks,
     Folded,
-    complete,
     fold,
     improve_basis,
     overwriting_cholesky,
@@ -151,7 +150,7 @@ class Tucker2Spatial:
     def peak_bytes(self, shape: KernelShape, rank: Rank, kind: NormKind, itemsize: int) -> int:
         """See :meth:`lowrank_hooks.PeakMemory.peak_bytes`."""
         rank_out, rank_in, middle = _lower(shape, rank)
-        final = final_bytes(shape, self.structure(shape, rank), kind, itemsize)
+        stages = self.structure(shape, rank)
         high, inner = shape.kernel_size[0], rank_in * shape.taps
         seen = 8 * min(shape.out_channels, shape.in_channels * shape.taps) * inner
         if not kind.weighted:
@@ -160,7 +159,7 @@ class Tucker2Spatial:
             regressing = 8 * rows * (shape.out_channels + rank_out) + 24 * shape.out_channels**2
             improving = 3 * itemsize * rank_out * inner + 24 * rank_in * high * middle
             steps = max(24 * (rank_in * high) ** 2, states + max(regressing, improving))
-            return max(final, shape.groups * 28 * (seen // 2 + steps) // 25)
+            return whole_fit(shape, stages, kind, itemsize, shape.groups * 28 * (seen // 2 + steps) // 25)
         # The first stage's problem is a fit of its own within the projected covariance, held in the kernel's dtype.
         reduced = KernelShape(shape.groups, shape.out_channels, rank_in, shape.kernel_size)
         within = fit_bytes(reduced, rank_in * high, middle, rank_out, itemsize)
@@ -169,7 +168,7 @@ class Tucker2Spatial:
         regressing = 8 * inner**2 + 3 * seen + 24 * min(shape.out_channels, columns) ** 2
         making = shape.groups * max(regressing, rows_bytes(columns, inner, itemsize))
         within = max(within, making, fit_bytes(shape, shape.in_channels, 1, 1, itemsize) - held)
-        return max(final, 27 * (held + within) // 25 + extra_side(shape, kind, itemsize))
+        return whole_fit(shape, stages, kind, itemsize, 27 * (held + within) // 25)
 
 
 @dataclass(frozen=True)
@@ -260,12 +259,12 @@ def _reduce(folded: Folded, seen: _Seen, rank: int, taps: tuple[int, ...]) -> Fo
     weighted = seen.weighted[:, :, :size]
     sizes = (*weighted.shape[:2], rank * taps[0], taps[1])
     if seen.covariance is None or seen.lower is None or seen.half is None:
-        return Folded(weighted.reshape(sizes), None, folded.ridge, weighted, None, folded.energy)
+        return Folded.of(weighted.reshape(sizes), None, folded.ridge, weighted, folded.energy)
     kernel = torch.linalg.solve_triangular(seen.lower[:, :size, :size].mT, seen.half[:, :size], upper=True)
     # The Gram holds the ridge already.
     ridge = torch.zeros_like(folded.ridge)
     kernel = kernel.mT.to(weighted).reshape(sizes)
-    return complete(kernel, seen.covariance[:, :size, :size], ridge, weighted, folded.energy)
+    return Folded.of(kernel, seen.covariance[:, :size, :size], ridge, weighted, folded.energy)
 
 
 def _see_through(folded: Folded, first: Tensor, taps: tuple[int, ...]) -> Folded:
@@ -275,9 +274,7 @@ def _see_through(folded: Folded, first: Tensor, taps: tuple[int, ...]) -> Folded
         return _reduce(folded, _see(folded, first), first.shape[2], taps)
     # U_S is then the identity in :func:`_chain`, so the basis must not be rotated here.
     kernel = folded.kernel.reshape(groups, outputs, a * taps[0], taps[1])
-    if folded.covariance is None:
-        return Folded(kernel, None, folded.ridge, folded.weighted, None, folded.energy)
-    return complete(kernel, folded.covariance, folded.ridge, folded.weighted, folded.energy)
+    return Folded.of(kernel, folded.covariance, folded.ridge, folded.weighted, folded.energy)
 
 
 def _lower(shape: KernelShape, rank: Rank) -> tuple[int, int, int]:

@@ -129,11 +129,10 @@ class Objective:
 
     def _image(self, factors: Factors) -> Tensor | None:
         """Sigma M, [G, S*K, R]."""
-        return None if self.covariance is None else self._seen(factors.inp, factors.tap)
+        return None if self.covariance is None else self._seen(self.covariance, factors.inp, factors.tap)
 
-    def _seen(self, inp: Tensor, tap: Tensor) -> Tensor:
+    def _seen(self, covariance: Tensor, inp: Tensor, tap: Tensor) -> Tensor:
         """Sigma times a Khatri-Rao product, a block of components at a time."""
-        covariance: Tensor = self.covariance  # type: ignore[assignment]
         blocks = _blocks(inp.shape[2])
         if len(blocks) == 1:
             return covariance @ self._khatri_rao(inp, tap)
@@ -181,7 +180,8 @@ class Objective:
         system.diagonal(dim1=1, dim2=2).add_(penalty)
         lower = cholesky(system)
         del system
-        if image is None or self.covariance is None:
+        covariance = self.covariance
+        if image is None or covariance is None:
             return torch.cholesky_solve(rhs.mT, lower).mT, None
         fixed, small_gram = other.to(self.cross), gram.to(self.cross)
         sizes = (factors.inp.shape[1], factors.tap.shape[1])
@@ -200,7 +200,7 @@ class Objective:
             return self.whitener @ x if mode == 1 and self.whitener is not None else x
 
         def apply(x: Tensor) -> Tensor:
-            return self._seen(x, fixed) if mode == 1 else self._seen(fixed, x)
+            return self._seen(covariance, x, fixed) if mode == 1 else self._seen(covariance, fixed, x)
 
         steps = self.input_steps if mode == 1 else self.tap_steps
         residual = rhs - contract(image) - penalty[:, None] * factors[mode]

@@ -25,8 +25,8 @@ _FEASIBLE = 1e-6
 
 
 @dataclass(frozen=True)
-class _State:
-    """A point of the iteration, for all groups.
+class SweepState:
+    """A point of :class:`AcceleratedSweeps`, for all groups.
 
     :param factors: the best point so far.
     :param previous: the one before it, for the momentum.
@@ -71,14 +71,14 @@ class AcceleratedSweeps:
     rtol: float
     patience: int = 3
 
-    def init(self) -> _State:
+    def init(self) -> SweepState:
         """See :meth:`lowrank_plugin.solvers.parts.driver.Algorithm.init`."""
         first = self.objective.refit(self.start, self.bound)
         none = torch.zeros_like(first.error)
         merit = self._merit(first, none)
-        return _State(first.factors, first.factors, first.error, merit, first.multiplier, none, none)
+        return SweepState(first.factors, first.factors, first.error, merit, first.multiplier, none, none)
 
-    def step(self, state: _State) -> _State:
+    def step(self, state: SweepState) -> SweepState:
         """See :meth:`lowrank_plugin.solvers.parts.driver.Algorithm.step`."""
         working = state.quiet < self.patience
         if not bool(working.any()):
@@ -102,10 +102,10 @@ class AcceleratedSweeps:
         return self._advance(state, trial, merit, accepted, risen, progress)
 
     def _advance(
-        self, state: _State, trial: Sweep, merit: Tensor, accepted: Tensor, risen: Tensor, progress: Tensor
-    ) -> _State:
+        self, state: SweepState, trial: Sweep, merit: Tensor, accepted: Tensor, risen: Tensor, progress: Tensor
+    ) -> SweepState:
         pairs = zip(trial.factors, state.factors, strict=True)
-        return _State(
+        return SweepState(
             factors=Factors(*(_select(accepted, new, old) for new, old in pairs)),
             previous=state.factors,
             error=torch.where(accepted, trial.error, state.error),
@@ -115,7 +115,7 @@ class AcceleratedSweeps:
             quiet=torch.where(progress, torch.zeros_like(state.quiet), state.quiet + 1),
         )
 
-    def error(self, state: _State) -> Tensor:
+    def error(self, state: SweepState) -> Tensor:
         """See :meth:`lowrank_plugin.solvers.parts.driver.Algorithm.error`."""
         return state.merit
 
@@ -131,7 +131,7 @@ def _select(mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(mask[:, None, None], first, second)
 
 
-def least_squares(objective: Objective, start: Factors, sweeps: int, rtol: float) -> Outcome[_State]:
+def least_squares(objective: Objective, start: Factors, sweeps: int, rtol: float) -> Outcome[SweepState]:
     """Alternating least squares with momentum.
 
     :param objective: the squared error.
@@ -143,7 +143,9 @@ def least_squares(objective: Objective, start: Factors, sweeps: int, rtol: float
     return iterate(AcceleratedSweeps(objective, start, None, rtol), sweeps, 0.0)
 
 
-def least_sensitive(objective: Objective, start: Factors, bound: Tensor, sweeps: int, rtol: float) -> Outcome[_State]:
+def least_sensitive(
+    objective: Objective, start: Factors, bound: Tensor, sweeps: int, rtol: float
+) -> Outcome[SweepState]:
     """Minimise the sensitivity under a bound on the squared error.
 
     :param objective: the squared error.
@@ -158,7 +160,7 @@ def least_sensitive(objective: Objective, start: Factors, bound: Tensor, sweeps:
 
 def stabilise(
     objective: Objective, best: Factors, error: Tensor, slack: float, sweeps: int, rtol: float
-) -> Outcome[_State]:
+) -> Outcome[SweepState]:
     r"""Trade a share of the residual for the least sensitivity.
 
     >>> generator = torch.Generator().manual_seed(0)

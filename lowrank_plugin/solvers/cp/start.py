@@ -98,15 +98,14 @@ def prepare(problems: Sequence[Problem], input_steps: int = 2, tap_steps: int = 
     scales = tuple(float(unit_scale(problem.kernel)) for problem in problems)
     flat = [problem.kernel.flatten(3) for problem in problems]
     kernel = _joined([each if scale == 1 else each / scale for each, scale in zip(flat, scales, strict=True)])
-    gradients = [problem.norm.gradient for problem in problems]
     turn, rows = None, None
-    if gradients[0] is not None:
-        values, turn = torch.linalg.eigh(_joined(gradients).double())
+    if problems[0].norm.turned:
+        values, turn = torch.linalg.eigh(_joined([problem.norm.gradient for problem in problems]).double())
         top = values[:, -1:].clamp_min(0)
         rows = torch.where(top > 0, values / top, torch.ones_like(values)).clamp_min(_BLIND) * top.clamp_min(1e-300)
         kernel = torch.einsum("gut,gusk->gtsk", turn.to(kernel), kernel)
     covariance, mixing, whitener, cross = None, None, None, kernel
-    if problems[0].norm.covariance is not None:
+    if problems[0].norm.weighted:
         covariance = _joined([problem.norm.covariance for problem in problems]).to(kernel)
         cross = (kernel.flatten(2) @ covariance).view_as(kernel)
         mixing = _mean_roots(covariance, kernel.shape[2], kernel.shape[3])

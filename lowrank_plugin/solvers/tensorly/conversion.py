@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lowrank_hooks import Factorization, Stage
 from lowrank_plugin.solvers.cp.diagnosis import chain_factors
+
+if TYPE_CHECKING:
+    from tensorly.cp_tensor import CPTensor
+    from tensorly.tucker_tensor import TuckerTensor
+
+TuckerPair = tuple[Tensor, Sequence[Tensor]]
+"""The core, and a factor [size, rank] of each mode."""
+CPPair = tuple[Tensor | None, Sequence[Tensor]]
+"""The weights of the components [R], None for ones, and a factor [size, R] of each mode."""
 
 
 @contextmanager
@@ -40,7 +49,7 @@ def pytorch_backend() -> Iterator[None]:
         tensorly.set_backend(before, local_threadsafe=True)
 
 
-def to_tucker_tensor(factorization: Factorization, group: int = 0) -> Any:
+def to_tucker_tensor(factorization: Factorization, group: int = 0) -> TuckerTensor:
     """One group of a Tucker-2 chain as a ``tensorly.tucker_tensor.TuckerTensor`` over (T, S, *kernel).
 
     >>> from lowrank_hooks import Problem
@@ -72,7 +81,7 @@ def to_tucker_tensor(factorization: Factorization, group: int = 0) -> Any:
         return TuckerTensor((weight, factors))
 
 
-def from_tucker_tensor(tensors: Sequence[Any], kernel_size: tuple[int, ...]) -> Factorization:
+def from_tucker_tensor(tensors: Sequence[TuckerTensor | TuckerPair], kernel_size: tuple[int, ...]) -> Factorization:
     """A chain 1x1, kxk, 1x1 from TensorLy's Tucker tensors, one for each group of the layer.
 
     >>> core, factors = torch.ones(2, 2, 9), [torch.ones(6, 2), torch.ones(4, 2)]
@@ -95,7 +104,7 @@ def from_tucker_tensor(tensors: Sequence[Any], kernel_size: tuple[int, ...]) -> 
     return Factorization((Stage(first), Stage(middle), Stage(last.reshape(*last.shape, *ones))))
 
 
-def to_cp_tensor(factorization: Factorization, group: int = 0) -> Any:
+def to_cp_tensor(factorization: Factorization, group: int = 0) -> CPTensor:
     """One group of a CP chain as a ``tensorly.cp_tensor.CPTensor`` over (T, S, taps) with unit weights.
 
     >>> from lowrank_hooks import Problem
@@ -116,7 +125,7 @@ def to_cp_tensor(factorization: Factorization, group: int = 0) -> Any:
         return CPTensor((torch.ones(out.shape[1]).to(out), [out, inp, tap]))
 
 
-def from_cp_tensor(tensors: Sequence[Any], kernel_size: tuple[int, ...]) -> Factorization:
+def from_cp_tensor(tensors: Sequence[CPTensor | CPPair], kernel_size: tuple[int, ...]) -> Factorization:
     """A chain 1x1, depthwise, 1x1 from TensorLy's CP tensors, one for each group of the layer.
 
     >>> factors = [torch.ones(6, 2), torch.ones(4, 2), torch.ones(9, 2)]

@@ -65,6 +65,28 @@ class Folded:
     means: tuple[Tensor, Tensor] | None
     energy: Tensor
 
+    @classmethod
+    def of(
+        cls, kernel: Tensor, covariance: Tensor | None, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None
+    ) -> Folded:
+        """Work out the mean blocks and, unless it is given, the energy.
+
+        :param kernel: [G, T, A, B].
+        :param covariance: [G, A*B, A*B]; None for the identity.
+        :param ridge: [G, 1, 1].
+        :param weighted: [G, T, A*B].
+        :param energy: float64 [G]; that of a problem this one is a part of, where there is one.
+        """
+        if energy is None:
+            energy = row_products(weighted, kernel.flatten(2)).sum(dim=1)
+        if covariance is None:
+            return cls(kernel, None, ridge, weighted, None, energy)
+        groups, _, a, b = kernel.shape
+        blocks = covariance.reshape(groups, a, b, a, b)
+        combined = _ridged(blocks.diagonal(dim1=2, dim2=4).mean(dim=3), ridge)
+        kept = _ridged(blocks.diagonal(dim1=1, dim2=3).mean(dim=3), ridge)
+        return cls(kernel, covariance, ridge, weighted, (combined, kept), energy)
+
     def apply(self, matrix: Tensor) -> Tensor:
         """Multiply [G, n, A*B] by the covariance with its ridge."""
         if self.covariance is None:
@@ -125,28 +147,12 @@ def fold(problem: Problem, combined: int) -> Folded:
     kernel = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined)
     matrix, covariance = kernel.flatten(2), problem.norm.covariance
     if covariance is None:
-        energy = row_products(matrix, matrix).sum(dim=1)
-        return Folded(kernel, None, energy.new_zeros(len(kernel), 1, 1), matrix, None, energy)
+        return Folded.of(kernel, None, kernel.new_zeros(len(kernel), 1, 1, dtype=torch.float64), matrix)
     info = torch.finfo(kernel.dtype)
     covariance = covariance.to(kernel)
     mean = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
     ridge = (_RIDGE * info.eps * mean).clamp_min(info.tiny)
-    return complete(kernel, covariance, ridge, torch.baddbmm(ridge * matrix, matrix, covariance))
-
-
-def complete(
-    kernel: Tensor, covariance: Tensor, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None
-) -> Folded:
-    """The folded problem with its mean blocks and, unless it is given, its energy worked out."""
-    groups, _, a, b = kernel.shape
-    blocks = covariance.reshape(groups, a, b, a, b)
-    means = (
-        _ridged(blocks.diagonal(dim1=2, dim2=4).mean(dim=3), ridge),
-        _ridged(blocks.diagonal(dim1=1, dim2=3).mean(dim=3), ridge),
-    )
-    if energy is None:
-        energy = row_products(weighted, kernel.flatten(2)).sum(dim=1)
-    return Folded(kernel, covariance, ridge, weighted, means, energy)
+    return Folded.of(kernel, covariance, ridge, torch.baddbmm(ridge * matrix, matrix, covariance))
 
 
 def _ridged(block: Tensor, ridge: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from lowrank_hooks import DecomposerRecord, Problem, Status
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.plugins import DECOMPOSERS, manager
 from lowrank_plugin.ranks.proposals import error_curves
-from lowrank_plugin.solvers.batching import batches, fits
+from lowrank_plugin.solvers import batching
+from lowrank_plugin.solvers.batching import batches, solutions
 from lowrank_plugin.solvers.cpd import Cpd
 from lowrank_plugin.solvers.svd import Svd
 
@@ -69,7 +70,7 @@ def test_layers_of_one_shape_and_rank_are_fitted_in_one_call(calls):
 def test_same_network_as_one_layer_at_a_time(monkeypatch, norm):
     images = torch.randn(64, 8, 10, 10)
     together = lowrank_plugin.decompose(network(), [images], norm=norm, **OPTIONS)
-    monkeypatch.setattr("lowrank_plugin.solvers.batching.batches", lambda names, kind, size: [[name] for name in names])
+    monkeypatch.setattr(batching, "batches", lambda names, kind, size: [[name] for name in names])
     alone = lowrank_plugin.decompose(network(), [images], norm=norm, **OPTIONS)
     torch.testing.assert_close(together(images), alone(images), rtol=1e-4, atol=1e-4)
     reports = [lowrank_plugin.report(model).to_dict()["layers"] for model in (together, alone)]
@@ -86,8 +87,8 @@ def test_a_subclass_that_changes_only_the_fit_of_one_problem_is_asked_for_each()
             return super().fit(problem, (1,))
 
     problems = [Problem(torch.randn(1, 6, 5, 3, 3)) for _ in range(2)]
-    assert [solution.value.shapes[0].out_channels for solution in fits(Coarse(), problems, (4,))] == [1, 1]
-    assert [solution.value.shapes[0].out_channels for solution in fits(Cpd(), problems, (4,))] == [4, 4]
+    assert [solution.value.shapes[0].out_channels for solution in solutions(Coarse(), problems, (4,))] == [1, 1]
+    assert [solution.value.shapes[0].out_channels for solution in solutions(Cpd(), problems, (4,))] == [4, 4]
 
 
 class Picky(Svd):
