@@ -28,8 +28,7 @@ from lowrank_nncf.nncf2.data import calibration_data, evaluation, model_input
 from lowrank_nncf.nncf2.network import unwrapped
 from lowrank_nncf.nncf2.scopes import module_names, operations, within
 from lowrank_nncf.nncf2.statistics import Statistics
-from lowrank_plugin.chains.record import Report
-from lowrank_plugin.settings import listed_scopes
+from lowrank_plugin.host import Report, listed_scopes
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,6 +72,20 @@ class LowRankController(PTCompressionAlgorithmController):
 
 class LowRankBuilder(PTCompressionAlgorithmBuilder):
     """Replaces the layers of a network by chains, with ranks from the calibration data or from a compression state.
+
+    Users call NNCF's own functions, after ``import lowrank_nncf``:
+
+    >>> import torch
+    >>> section = {"algorithm": "lowrank", "ranks": {"0": 4}, "decomposers": ["svd"]}
+    >>> config = nncf.NNCFConfig.from_dict({"input_info": {"sample_size": [1, 8]}, "compression": section})
+    >>> loader = torch.utils.data.DataLoader(list(zip(torch.rand(32, 8), torch.zeros(32))), batch_size=8)
+    >>> config = nncf.torch.register_default_init_args(config, loader)
+    >>> model = nn.Sequential(nn.Linear(8, 8))
+    >>> controller, compressed = nncf.torch.create_compressed_model(model, config, dump_graphs=False)
+    >>> [stage.weight.shape for stage in compressed[0]]
+    [torch.Size([4, 8]), torch.Size([8, 4])]
+    >>> controller.statistics().lowrank.to_dict()["norm"]
+    'covariance'
 
     :param config: the config, checked here once more because one can be made without ``NNCFConfig.from_dict``.
     :param should_init: whether NNCF is going to initialise its algorithms; chains are made in any case.

@@ -13,8 +13,7 @@ from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
 
 from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
-from lowrank_plugin.settings import SCHEMA, Settings
-from lowrank_plugin.support.messages import suggestion
+from lowrank_plugin.host import SCHEMA, Settings, suggestion
 
 NAME = "lowrank"
 

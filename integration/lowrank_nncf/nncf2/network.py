@@ -14,7 +14,7 @@ from nncf.torch.nncf_network import NNCFNetwork
 from nncf.torch.utils import training_mode_switcher
 from torch import nn
 
-from lowrank_plugin.layers.replacement import replace
+from lowrank_plugin.host import replace
 
 _ADDED = {"_modules": ("pre_ops", "post_ops"), "_buffers": ("nncf_padding_value",)}
 """What NNCF puts into a layer when it takes its place."""
@@ -26,6 +26,15 @@ def unwrapped(network: Any, ignored_scopes: Sequence[str] | None) -> Iterator[nn
 
     The object stays the same, because NNCF and the user hold on to it. Tracing again is what makes NNCF see layers that
     were replaced. After an error the network is left unwrapped, as the user gave it to NNCF.
+
+    >>> from nncf.torch.dynamic_graph.io_handling import FillerInputElement, FillerInputInfo
+    >>> info = FillerInputInfo([FillerInputElement([1, 8])])
+    >>> network = NNCFNetwork(nn.Sequential(nn.Linear(8, 8)), info)
+    >>> with unwrapped(network, None) as plain:
+    ...     plain is network, type(plain[0]).__name__
+    (True, 'Linear')
+    >>> type(network[0]).__name__
+    'NNCFLinear'
 
     :param network: an ``NNCFNetwork`` that no algorithm has changed yet.
     :param ignored_scopes: the scopes that NNCF leaves alone.

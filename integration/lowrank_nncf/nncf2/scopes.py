@@ -13,7 +13,7 @@ from nncf.common.scopes import matches_any
 from torch import Tensor, nn
 
 from lowrank_nncf.errors import as_nncf_errors
-from lowrank_plugin.layers.scopes import matches
+from lowrank_plugin.host import matches
 
 
 def operations(network: Any) -> dict[str, str]:
@@ -59,6 +59,9 @@ def module_names(scopes: Iterable[str], operations: dict[str, str]) -> list[str]
 
 def within(scope: str, operations: dict[str, str]) -> list[str]:
     """The modules whose operations a scope of NNCF 2 names.
+
+    >>> within("{re}NNCFConv2d", {"conv": "Net/NNCFConv2d[conv]/conv2d_0", "fc": "Net/NNCFLinear[fc]/linear_0"})
+    ['conv']
 
     :param scope: the scope.
     :param operations: the operations by module.

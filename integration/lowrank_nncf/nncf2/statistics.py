@@ -12,11 +12,16 @@ from nncf.common import composite_compression
 from nncf.common.statistics import NNCFStatistics
 
 from lowrank_nncf.nncf2.config import NAME
-from lowrank_plugin.chains.record import Report
+from lowrank_plugin.host import Report
 
 
 class Statistics(NNCFStatistics):
     """NNCF's own take the statistics of its own algorithms only.
+
+    >>> statistics = Statistics()
+    >>> statistics.register("lowrank", Report({"layers": {}}))
+    >>> [name for name, _ in statistics]
+    ['lowrank']
 
     :ivar lowrank: the per-layer report of the decomposition; None where the config has no such section.
     """

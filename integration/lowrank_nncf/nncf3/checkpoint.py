@@ -15,7 +15,7 @@ from lowrank_nncf.errors import StateError
 from lowrank_nncf.nncf3.compose import create_compressed_model
 from lowrank_nncf.nncf3.controller import CompressionController
 from lowrank_nncf.nncf3.state import State, check_state
-from lowrank_plugin.support.files import read_whole, write_whole
+from lowrank_plugin.host import read_whole, write_whole
 
 KEY = "lowrank_nncf"
 """The key of the file's metadata that holds the state."""
@@ -25,6 +25,16 @@ def save(path: str | Path, controller: CompressionController) -> None:
     """Write a compressed model to a file: its weights, those of masks and quantizers, and its state.
 
     The file appears whole or not at all; an existing one is replaced. Any reader of safetensors can open it.
+
+    >>> import tempfile, torch
+    >>> section = {"algorithm": "lowrank", "ranks": {"0": 4}, "norm": "frobenius"}
+    >>> config = {"input_info": {"sample_size": [1, 8]}, "compression": section}
+    >>> controller, compressed = create_compressed_model(nn.Sequential(nn.Linear(8, 8)), config)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder) / "model.safetensors", controller)
+    ...     _, loaded = load(Path(folder) / "model.safetensors", nn.Sequential(nn.Linear(8, 8)))
+    >>> bool((loaded(torch.ones(1, 8)) == compressed(torch.ones(1, 8))).all())
+    True
 
     :param path: of the file.
     :param controller: the controller of the model.
@@ -42,6 +52,11 @@ def load(
     path: str | Path, model: nn.Module, dataset: nncf.Dataset | None = None
 ) -> tuple[CompressionController, nn.Module]:
     """Read a compressed model from a file that :func:`save` wrote. Nothing is solved, no data needed.
+
+    >>> load("gone.safetensors", nn.Linear(8, 8))
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: [Errno 2] No such file or directory: 'gone.safetensors'
 
     :param path: of the file.
     :param model: the network as its constructor makes it; it is not changed.

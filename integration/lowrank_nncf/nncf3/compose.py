@@ -25,9 +25,7 @@ from lowrank_nncf.nncf3.model.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_nncf.nncf3.schema import validated
 from lowrank_nncf.nncf3.sections import LOWRANK, Json, Section
 from lowrank_nncf.nncf3.state import APPLIED, Applied, State, applied_to, check_state, restored_from
-from lowrank_plugin.chains.record import RECORD
-from lowrank_plugin.flow.search import ValidationFunction
-from lowrank_plugin.settings import listed_scopes
+from lowrank_plugin.host import RECORD, ValidationFunction, listed_scopes
 
 _LOGGER = logging.getLogger(__name__)
 

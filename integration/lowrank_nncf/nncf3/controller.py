@@ -28,14 +28,30 @@ from lowrank_nncf.nncf3.training import CompressionLoss, CompressionScheduler, C
 class CompressionController:
     """Goes with a compressed model, as in NNCF 2.
 
-    ..  code-block:: python
-
-            for epoch in range(epochs):
-                controller.scheduler.epoch_step()
-                for inputs, target in loader:
-                    controller.scheduler.step()
-                    loss = criterion(compressed(inputs), target) + controller.loss()
-                    ...
+    >>> import lowrank_nncf
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(8, 8)
+    ...     def forward(self, x):
+    ...         return self.layer(x)
+    >>> params = {"schedule": "multistep", "multistep_steps": [1], "multistep_sparsity_levels": [0.25, 0.75]}
+    >>> section = {"algorithm": "magnitude_sparsity", "params": params}
+    >>> config = {"input_info": {"sample_size": [1, 8]}, "compression": section}
+    >>> controller, compressed = lowrank_nncf.create_compressed_model(Net(), config)
+    >>> optimizer = torch.optim.SGD(compressed.parameters(), lr=0.1)
+    >>> for epoch in range(2):
+    ...     controller.scheduler.epoch_step()
+    ...     for inputs in torch.rand(3, 4, 8):
+    ...         controller.scheduler.step()
+    ...         loss = compressed(inputs).square().mean() + controller.loss()
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...     controller.compression_stage().name, controller.statistics().pruning.sparsity
+    ('PARTIALLY_COMPRESSED', 0.25)
+    ('FULLY_COMPRESSED', 0.75)
+    >>> controller.strip().layer.weight.count_nonzero()
+    tensor(16)
 
     :param model: the compressed model.
     :param config: what it was compressed with.
@@ -89,6 +105,15 @@ class CompressionController:
 
     def export_model(self, save_path: str | Path, standard_ops: bool = False) -> None:
         """Write the model to a file for deployment.
+
+        >>> import tempfile, lowrank_nncf
+        >>> section = {"algorithm": "lowrank", "ranks": {"0": 4}, "norm": "frobenius"}
+        >>> config = {"input_info": {"sample_size": [1, 8]}, "compression": section}
+        >>> controller, _ = lowrank_nncf.create_compressed_model(nn.Sequential(nn.Linear(8, 8)), config)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     controller.export_model(Path(folder) / "model.xml")
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['model.bin', 'model.xml']
 
         :param save_path: ends in ``.xml`` for OpenVINO or in ``.onnx`` for ONNX; an existing file is replaced.
         :param standard_ops: write quantizers to ``.onnx`` as QuantizeLinear and DequantizeLinear, which ONNX Runtime

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_nncf.nncf3.sections import Json, Section
-from lowrank_plugin.support.messages import suggestion
-from lowrank_plugin.support.validation import validate
+from lowrank_plugin.host import suggestion, validate
 
 SCOPES: Json = {
     "description": "a scope or a list of scopes: module names, NNCF operation names or '{re}' and a pattern",

@@ -22,10 +22,8 @@ from lowrank_nncf.errors import ModelError, PluginError, StateError, as_nncf_err
 from lowrank_nncf.nncf3.algorithms import ALGORITHMS, algorithms
 from lowrank_nncf.nncf3.model.wrapping import check_free_of_hooks, hooks
 from lowrank_nncf.nncf3.sections import LOWRANK, Json, Section
-from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.host import RECORD, suggestion, validate
 from lowrank_plugin.plugins import COMPRESSION_ALGORITHMS, OWN_DISTRIBUTION, manager
-from lowrank_plugin.support.messages import suggestion
-from lowrank_plugin.support.validation import validate
 
 FORMAT = 1
 APPLIED = "lowrank_nncf_applied"
@@ -140,13 +138,19 @@ def get_state(model: nn.Module, config: Section, training: Mapping[str, int]) ->
 def load_from_state(model: nn.Module, state: Mapping[str, object]) -> nn.Module:
     """Bring a fresh, uncompressed model into the structure of a compressed one. Nothing is solved, no data needed.
 
-    ..  code-block:: python
+    >>> import io, torch, lowrank_nncf
+    >>> section = {"algorithm": "lowrank", "ranks": {"0": 4}, "norm": "frobenius"}
+    >>> config = {"input_info": {"sample_size": [1, 8]}, "compression": section}
+    >>> controller, compressed = lowrank_nncf.create_compressed_model(nn.Sequential(nn.Linear(8, 8)), config)
+    >>> file = io.BytesIO()
+    >>> torch.save({"state": controller.get_compression_state(), "weights": compressed.state_dict()}, file)
 
-            torch.save({"state": controller.get_compression_state(), "weights": compressed.state_dict()}, path)
-            ...
-            saved = torch.load(path, weights_only=True)
-            restored = lowrank_nncf.load_from_state(fresh_model, saved["state"])
-            restored.load_state_dict(saved["weights"])
+    Later, and elsewhere:
+
+    >>> saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    >>> restored = load_from_state(nn.Sequential(nn.Linear(8, 8)), saved["state"])
+    >>> restored.load_state_dict(saved["weights"])
+    <All keys matched successfully>
 
     :param model: the network as its constructor makes it; it is not changed.
     :param state: what ``controller.get_compression_state()`` returned.

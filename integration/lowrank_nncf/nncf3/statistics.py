@@ -16,7 +16,8 @@ from torch import nn
 
 from lowrank_nncf.nncf3.model.wrapping import hooks
 from lowrank_nncf.nncf3.sections import LOWRANK, PRUNING, QUANTIZATION, Json
-from lowrank_plugin.chains.record import RECORD, Report, report
+from lowrank_plugin import report
+from lowrank_plugin.host import RECORD, Report
 
 Record = TypeVar("Record", "PruningStatistics", "QuantizationStatistics")
 
@@ -24,6 +25,9 @@ Record = TypeVar("Record", "PruningStatistics", "QuantizationStatistics")
 @dataclass(frozen=True)
 class QuantizationStatistics:
     """How much of a model is quantized.
+
+    >>> QuantizationStatistics(quantized_layers=2, layers=3, activation_quantizers=4, bits=(8,)).to_str()
+    'Quantization to 8 bits: the weights of 2 of 3 layers, 4 activations'
 
     :param quantized_layers: layers whose weights are quantized.
     :param layers: layers that have weights to quantize.
@@ -68,6 +72,9 @@ class QuantizationStatistics:
 @dataclass(frozen=True)
 class PruningStatistics:
     """How many weights of a model are pruned.
+
+    >>> PruningStatistics("rb_sparsity", 0.5, 0.25, {"conv.weight": 0.5}).to_str()
+    'Pruning by rb_sparsity: 50.0% of the weights of 1 layers, 25.0% of all parameters'
 
     :param algorithm: the section of the config.
     :param sparsity: the share of zeros in the tensors that have a mask.

@@ -14,7 +14,11 @@ from lowrank_nncf.nncf3.algorithms.pruners import Pruner
 
 
 class CompressionStage(IntEnum):
-    """How far the compression of a model has come, as in NNCF 2."""
+    """How far the compression of a model has come, as in NNCF 2.
+
+    >>> CompressionStage.PARTIALLY_COMPRESSED < CompressionStage.FULLY_COMPRESSED
+    True
+    """
 
     UNCOMPRESSED = 0
     PARTIALLY_COMPRESSED = 1
@@ -23,6 +27,10 @@ class CompressionStage(IntEnum):
 
 class CompressionLoss:
     """What compression adds to the training loss; call it for a scalar.
+
+    >>> from lowrank_nncf.nncf3.algorithms.pruners import NoPruner
+    >>> CompressionLoss(NoPruner())()
+    tensor(0.)
 
     :param pruner: what is trained.
     """
@@ -53,6 +61,19 @@ class CompressionLoss:
 
 class CompressionScheduler:
     """Lets the level of pruning rise; called at the beginning of each epoch and each training step.
+
+    >>> from lowrank_nncf.nncf3.algorithms.pruners import NoPruner
+    >>> from lowrank_nncf.nncf3.algorithms.schedules import Schedule
+    >>> pruner = NoPruner()
+    >>> pruner.schedule = Schedule(lambda epoch: 0.25 * epoch, initial=0.0, target=0.5, freeze_epoch=3)
+    >>> scheduler = CompressionScheduler(pruner)
+    >>> for epoch in range(4):
+    ...     scheduler.epoch_step()
+    ...     scheduler.current_sparsity_level, scheduler.stage().name
+    (0.0, 'UNCOMPRESSED')
+    (0.25, 'PARTIALLY_COMPRESSED')
+    (0.5, 'FULLY_COMPRESSED')
+    (0.5, 'FULLY_COMPRESSED')
 
     :param pruner: what it drives.
     """

@@ -13,9 +13,7 @@ from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import progress
 from lowrank_nncf.nncf3 import sections
 from lowrank_nncf.nncf3.sections import Section
-from lowrank_plugin.chains.record import Report
-from lowrank_plugin.flow.search import ValidationFunction, judge_of
-from lowrank_plugin.settings import SCHEMA, Settings
+from lowrank_plugin.host import SCHEMA, Report, Settings, ValidationFunction, judge_of
 
 
 def _check(model: nn.Module, section: Section, context: CompressionContext) -> None:

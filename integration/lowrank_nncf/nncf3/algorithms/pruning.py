@@ -74,6 +74,9 @@ def schedule_of(algorithm: str, section: PruningSection) -> schedules.Schedule:
 def mode_of(section: PruningSection) -> nncf.PruneMode:
     """Whether the weights of a magnitude section compete within their layer or with all others.
 
+    >>> mode_of({"params": {"sparsity_level_setting_mode": "local"}}).name
+    'UNSTRUCTURED_MAGNITUDE_LOCAL'
+
     :param section: the section.
     """
     local = section.get("params", {}).get("sparsity_level_setting_mode") == "local"

@@ -24,8 +24,7 @@ from lowrank_nncf.nncf3.model.wrapping import check_can_be_wrapped, hooks
 from lowrank_nncf.nncf3.schema import SCOPING
 from lowrank_nncf.nncf3.sections import Json, QuantizationSection, Section
 from lowrank_nncf.nncf3.statistics import QuantizationStatistics
-from lowrank_plugin.chains.record import RECORD
-from lowrank_plugin.int8.rounding import round_weights
+from lowrank_plugin.host import RECORD, round_weights
 
 _RANGES: dict[str, RangeEstimatorParameters] = {
     "min_max": RangeEstimatorParametersSet.MINMAX,

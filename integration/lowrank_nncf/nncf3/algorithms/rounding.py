@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from lowrank_hooks import WeightLayout
 from lowrank_nncf.nncf3.model.wrapping import hooks
 from lowrank_nncf.nncf3.sections import QuantizationSection
-from lowrank_plugin.chains.record import RECORD
-from lowrank_plugin.int8.rounding import Grid
-from lowrank_plugin.layers.subclasses import known_base
+from lowrank_plugin.host import RECORD, Calibration, Grid, known_base
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.settings import Settings
 
 
 def applies(model: nn.Module, section: QuantizationSection) -> bool:
@@ -48,7 +45,7 @@ def memory_gb(model: nn.Module, section: QuantizationSection) -> float:
     :param section: the section ``"quantization"``.
     """
     decomposed = getattr(model, RECORD, {}).get("settings", {}).get("calibration", {})
-    limit: float = {"memory_gb": Settings.memory_gb, **decomposed, **section.get("calibration", {})}["memory_gb"]
+    limit: float = {"memory_gb": Calibration.memory_gb, **decomposed, **section.get("calibration", {})}["memory_gb"]
     return limit
 
 

@@ -14,9 +14,7 @@ from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_nncf.nncf3.model.inputs import example_of
 from lowrank_nncf.nncf3.sections import Scoping
-from lowrank_plugin.layers.scopes import matches
-from lowrank_plugin.settings import listed_scopes
-from lowrank_plugin.support.messages import suggestion
+from lowrank_plugin.host import listed_scopes, matches, suggestion
 
 
 def ignored(model: nn.Module, section: Scoping, context: CompressionContext) -> nncf.IgnoredScope | None:

@@ -17,7 +17,7 @@ from nncf.torch.function_hook.pruning.rb.modules import RBPruningMask
 from torch import nn
 
 from lowrank_nncf.errors import ConfigurationError, ModelError
-from lowrank_plugin.support.messages import suggestion
+from lowrank_plugin.host import suggestion
 
 Hook = TypeVar("Hook", bound=nn.Module)
 
@@ -79,6 +79,18 @@ def bake_pruning(model: nn.Module, inplace: bool = False) -> nn.Module:
     NNCF keeps masks beside the weights, so that a layer's ``weight`` is the one before pruning; whatever replaces the
     layer would bring the pruned weights back. ``nncf.strip`` with the format ``IN_PLACE`` does the same as this, but
     needs the package torchao and leaves the weights frozen.
+
+    >>> import nncf
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(8, 8)
+    ...     def forward(self, x):
+    ...         return self.layer(x)
+    >>> mode = nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL
+    >>> pruned = nncf.prune(Net(), mode, ratio=0.75, examples_inputs=torch.ones(1, 8))
+    >>> pruned.layer.weight.count_nonzero(), bake_pruning(pruned).layer.weight.count_nonzero()
+    (tensor(64), tensor(16))
 
     :param model: a model that ``nncf.prune`` has pruned, or any other.
     :param inplace: change the model itself.

@@ -1,0 +1,39 @@
+# Copyright (c) 2026 the lowrank-plugin authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What hosts, such as the one for NNCF, may use of the core beside its public functions; no other import is theirs."""
+
+from lowrank_plugin.chains.record import RECORD, Report
+from lowrank_plugin.flow.search import ValidationFunction, judge_of
+from lowrank_plugin.int8.rounding import Grid, round_weights
+from lowrank_plugin.layers.replacement import replace
+from lowrank_plugin.layers.scopes import matches
+from lowrank_plugin.layers.subclasses import known_base
+from lowrank_plugin.settings import SCHEMA, Calibration, Settings, listed_scopes
+from lowrank_plugin.support.files import read_whole, write_whole
+from lowrank_plugin.support.messages import listed, suggestion
+from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.validation import validate
+
+__all__ = [
+    "RECORD",
+    "SCHEMA",
+    "Calibration",
+    "Grid",
+    "Progress",
+    "Report",
+    "Settings",
+    "ValidationFunction",
+    "judge_of",
+    "known_base",
+    "listed",
+    "listed_scopes",
+    "matches",
+    "no_progress",
+    "read_whole",
+    "replace",
+    "round_weights",
+    "suggestion",
+    "validate",
+    "write_whole",
+]
