@@ -127,7 +127,7 @@ class ErrorNorm(Protocol):
 
     @property
     def kind(self) -> NormKind:
-        """Its entry of :data:`NORMS`; a norm with a gradient alone counts as two-sided."""
+        """Its entry of ``NORMS``; a norm with a gradient alone counts as two-sided."""
         if self.turned:
             return NORMS["two-sided"]
         return NORMS["covariance" if self.weighted else "frobenius"]

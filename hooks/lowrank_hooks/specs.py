@@ -74,23 +74,19 @@ def lowrank_layer_adapters() -> Iterable[LayerAdapterRecord]:
     >>> import torch
     >>> from torch import nn
     >>> from lowrank_hooks import Factorization, LayerAdapterRecord, Stage, hookimpl
-    >>> class ScaledLinear(nn.Module):
-    ...     "A layer of one's own: a linear layer without bias, times a number."
-    ...     def __init__(self, inputs, outputs, scale=1.0):
+    >>> class Affine(nn.Module):
+    ...     "A layer of one's own."
+    ...     def __init__(self, weight, bias=None):
     ...         super().__init__()
-    ...         self.weight, self.bias, self.scale = nn.Parameter(torch.ones(outputs, inputs)), None, scale
+    ...         self.weight, self.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
     ...     def forward(self, x):
-    ...         return self.scale * nn.functional.linear(x, self.weight)
-    >>> def linear(weight, bias=None):
-    ...     layer = nn.Linear(*weight.shape[::-1], bias=bias is not None)
-    ...     layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-    ...     return layer
-    >>> class ScaledLinearAdapter:
-    ...     "Sees the weight times the number as a kernel [1, T, S]."
+    ...         return nn.functional.linear(x, self.weight, self.bias)
+    >>> class AffineAdapter:
+    ...     "Sees the weight as a kernel [1, T, S]; chains are of nn.Linear."
     ...     def refusal(self, module):
-    ...         return "its scale is zero" if module.scale == 0 else None
+    ...         return None
     ...     def kernel(self, module):
-    ...         return module.scale * module.weight.detach().unsqueeze(0)
+    ...         return module.weight.detach().unsqueeze(0)
     ...     def patches(self, module, inputs):
     ...         return torch.atleast_2d(inputs).unsqueeze(-2)
     ...     def outputs(self, module, outputs):
@@ -98,18 +94,20 @@ def lowrank_layer_adapters() -> Iterable[LayerAdapterRecord]:
     ...     def positions(self, module, stages, inputs, outputs):
     ...         return (outputs[..., 0].numel(),) * len(stages)
     ...     def build(self, module, factorization, bias):
-    ...         *first, last = (stage.weight[0] for stage in factorization.stages)
-    ...         return nn.Sequential(*map(linear, first), linear(last, bias))
+    ...         chain = [nn.Linear(*each.weight.shape[:0:-1], bias=False) for each in factorization.stages]
+    ...         for linear, stage in zip(chain, factorization.stages):
+    ...             linear.weight = nn.Parameter(stage.weight[0].clone())
+    ...         chain[-1].bias = None if bias is None else nn.Parameter(bias.clone())
+    ...         return nn.Sequential(*chain)
     ...     def to_dense(self, module):
-    ...         chain = Factorization(tuple(Stage(stage.weight.detach().unsqueeze(0)) for stage in module))
-    ...         return linear(chain.to_kernel()[0], module[-1].bias)
+    ...         stages = tuple(Stage(linear.weight.detach().unsqueeze(0)) for linear in module)
+    ...         return Affine(Factorization(stages).to_kernel()[0], module[-1].bias)
     >>> class Plugin:
     ...     @hookimpl
     ...     def lowrank_layer_adapters(self):
-    ...         yield LayerAdapterRecord("ScaledLinear", ScaledLinear, ScaledLinearAdapter(), "linear, times a number")
-    >>> [record.adapter.kernel(ScaledLinear(3, 2, 0.5)) for record in Plugin().lowrank_layer_adapters()]
-    [tensor([[[0.5000, 0.5000, 0.5000],
-             [0.5000, 0.5000, 0.5000]]])]
+    ...         yield LayerAdapterRecord("Affine", Affine, AffineAdapter(), "a linear layer of one's own")
+    >>> [record.adapter.kernel(Affine(torch.ones(2, 3))).shape for record in Plugin().lowrank_layer_adapters()]
+    [torch.Size([1, 2, 3])]
 
     ..  versionadded:: 0.1
 

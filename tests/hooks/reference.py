@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lowrank_hooks
-from lowrank_hooks import Status, specs
+from lowrank_hooks import NORMS, Status, specs
 
 README = Path(__file__).parents[2] / "hooks" / "README.md"
 MARK = "<!-- reference -->\n"
@@ -29,14 +29,33 @@ def reference() -> str:
         if dataclasses.is_dataclass(kind):
             parts.append(f"### `{kind.__name__}`\n\n{summary(kind)}\n\n{fields(kind)}\n")
     parts.append("## Protocols\n")
-    protocols = lowrank_hooks.Decomposer, lowrank_hooks.BatchDecomposer, lowrank_hooks.LayerAdapter
-    for protocol in (*protocols, lowrank_hooks.MeasuredCost):
-        methods = [each for name, each in vars(protocol).items() if inspect.isfunction(each) and name[0] != "_"]
-        rows = [f"- `{signature(each)}`: {summary(each)}" for each in methods]
-        parts.append(f"### `{protocol.__name__}`\n\n{summary(protocol)}\n\n" + "\n".join(rows) + "\n")
+    for protocol in protocols():
+        parts.append(f"### `{protocol.__name__}`\n\n{summary(protocol)}\n\n" + "\n".join(members(protocol)) + "\n")
+    parts.append("## Norms\n\nThe entries of `NORMS`.\n")
+    rows = [f"| `{kind.name}` | {kind.weighted} | {kind.turned} | {kind.summary} |" for kind in NORMS.values()]
+    parts.append("\n".join(["| name | weighted | turned | meaning |", "|---|---|---|---|", *rows]) + "\n")
     parts.append("## Status of a fit\n")
     parts.append("\n".join(f"- `Status.{status.name}`: {status.value}" for status in Status) + "\n")
     return "\n".join(parts)
+
+
+def protocols() -> list[type]:
+    """Those that are offered, as they come in their files."""
+    offered = [getattr(lowrank_hooks, name) for name in lowrank_hooks.__all__]
+    found = [each for each in offered if getattr(each, "_is_protocol", False)]
+    return sorted(found, key=lambda each: (each.__module__, inspect.getsourcelines(each)[1]))
+
+
+def members(protocol: type) -> list[str]:
+    """A row for each method and property."""
+    rows = []
+    for name, member in vars(protocol).items():
+        if inspect.isfunction(member) and name[0] != "_":
+            rows.append(f"- `{signature(member)}`: {summary(member)}")
+        elif isinstance(member, property):
+            kind = str(inspect.signature(member.fget).return_annotation).replace("'", "")
+            rows.append(f"- `{name}: {kind}`: {summary(member)}")
+    return rows
 
 
 def signature(function: Any) -> str:
