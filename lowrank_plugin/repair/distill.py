@@ -19,10 +19,11 @@ from torch.utils import _pytree as pytree
 from lowrank_hooks import LayerAdapter
 from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
-from lowrank_plugin.repair.gauss_newton import Divergence, Loss, Sample, SquaredError, Weights, minimise
+from lowrank_plugin.repair.gauss_newton import Sample, Weights, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
 from lowrank_plugin.support.batches import call, enough, evaluating, split
 from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.outputs import Loss, Softmax, Values, judged
 from lowrank_plugin.support.progress import SILENT, Steps
 
 logger = logging.getLogger("lowrank_plugin")
@@ -141,17 +142,18 @@ def _refit(
     if not layers:
         logger.info("Block %s is not distilled: its chains are no plain convolutions or linear layers.", block.name)
         return None
-    judged = list(_samples(original, compressed, block.name, held_out))
-    if not judged:
+    held = list(_samples(original, compressed, block.name, held_out))
+    if not held:
         logger.info("Block %s is not distilled: it gives no tensor, or runs unlike the original.", block.name)
         return None
     whole = not block.name
-    if whole and judged[0].target.dim() != 2:
+    loss = judged(held[0].target).loss(held[0].target) if whole else Values()
+    if whole and not isinstance(loss, Softmax):
         logger.info("The network as a whole is not distilled: its output is no matrix of logits.")
         return None
-    wanted = enough(learned, math.inf if whole else _wanted(layers, judged))
+    wanted = enough(learned, math.inf if whole else _wanted(layers, held))
     samples = list(_samples(original, compressed, block.name, wanted))
-    return fit_module(module, layers, samples, judged, Divergence() if whole else SquaredError(), iterations, seed)
+    return fit_module(module, layers, samples, held, loss, iterations, seed)
 
 
 def fit_module(

@@ -9,12 +9,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp
-from torch.nn import functional as F
+
+from lowrank_plugin.support.outputs import Loss
 
 Weights = dict[str, Tensor]
 
@@ -32,74 +33,6 @@ class Sample:
 
     inputs: Any
     target: Tensor
-
-
-class Loss(Protocol):
-    """A loss, summed over a batch, that is convex in the output."""
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar."""
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """Its gradient in the output, of the shape of the output."""
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """Its second derivative in the output, times a tangent of the shape of the output."""
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """A random tensor of the shape of the output whose second moments are the second derivative."""
-
-
-class SquaredError:
-    """Half of the squared distance to the target.
-
-    >>> SquaredError().value(torch.tensor([3.0]), torch.tensor([1.0]))
-    tensor(2.)
-    """
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """Half of the squared distance, a scalar."""
-        return (output - target).square().sum() / 2
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """The difference."""
-        return output - target
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """The tangent itself."""
-        return tangent
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Independent standard normal numbers."""
-        return torch.randn(output.shape, generator=generator).to(output)
-
-
-class Divergence:
-    """Kullback-Leibler divergence of the output's softmax from that of the target; both are logits [B, classes].
-
-    >>> logits = torch.tensor([[1.0, 2.0]])
-    >>> float(Divergence().value(logits, logits))
-    0.0
-    """
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """KL(target || output) in nats, a scalar."""
-        return F.kl_div(output.log_softmax(dim=1), target.log_softmax(dim=1), log_target=True, reduction="sum")
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """The difference of the probabilities."""
-        return output.softmax(dim=1) - target.softmax(dim=1)
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """(diag(p) - p p') times the tangent."""
-        weighted = output.softmax(dim=1) * tangent
-        return weighted - output.softmax(dim=1) * weighted.sum(dim=1, keepdim=True)
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """The slope for a label drawn from the output's own softmax."""
-        probabilities = output.softmax(dim=1)
-        drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(output.device)
-        return probabilities - F.one_hot(drawn, output.shape[1])
 
 
 @dataclass(frozen=True)
@@ -138,9 +71,10 @@ def minimise(
 
     J. Martens, "Deep learning via Hessian-free optimization", ICML 2010, section 4.
 
+    >>> from lowrank_plugin.support.outputs import Values
     >>> samples = [Sample(torch.eye(2), torch.tensor([1.0, 4.0]))]
     >>> outcome = minimise(lambda weights, inputs: inputs @ weights["w"], {"w": torch.zeros(2)}, samples, samples,
-    ...     SquaredError(), precondition=lambda g: g, damping={"w": 0.0}, steps=2)
+    ...     Values(), precondition=lambda g: g, damping={"w": 0.0}, steps=2)
     >>> outcome.weights["w"], outcome.after
     (tensor([1., 4.]), 0.0)
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lowrank_hooks import LayerAdapter
 from lowrank_plugin.layers.survey import layer_input
-from lowrank_plugin.repair.gauss_newton import Loss, Sample, Weights
+from lowrank_plugin.repair.gauss_newton import Sample, Weights
 from lowrank_plugin.statistics.sampling import draw_positions
 from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.outputs import Loss
 
 DAMPING = 0.01
 """Multiple of the mean curvature of a layer that is added to all of its curvatures."""
@@ -38,7 +39,7 @@ class Kronecker:
     r"""The Gauss-Newton matrix of each layer approximated by :math:`n\,A \otimes G` for each group, and its inverse.
 
     A holds the second moments of the layer's input patches, extended by a one where the layer has a bias; G those of
-    what random probes of the loss's curvature pull back to its output; n counts positions. In the eigenvectors of
+    what slopes for random targets pull back to its output; n counts positions. In the eigenvectors of
     both the matrix is diagonal.
 
     J. Martens and R. Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", ICML 2015,
@@ -113,7 +114,7 @@ def _observe(
     with torch.enable_grad(), hooked(taps):
         for sample in samples:
             output = function({}, sample.inputs)
-            output.backward(loss.probe(output.detach(), generator))
+            output.backward(loss.drawn(output.detach(), generator))
     return seen
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.support import processes
 from lowrank_plugin.support.batches import batch_size, call, enough, evaluating
 from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.outputs import Loss, outputs_of
 from lowrank_plugin.support.progress import SILENT, Steps
 
 logger = logging.getLogger("lowrank_plugin")
@@ -95,11 +95,10 @@ def pull_back(
 ) -> dict[str, Tensor]:
     r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
 
-    What goes backwards from logits is :math:`S\,\epsilon` with independent random signs :math:`\epsilon` and
-    :math:`S S^T = diag(p) - p p^T`, so that the second moments of gradients are the curvature of the KL divergence
-    between the model and a perturbed one. That is less noisy than the gradient for a label drawn from p, which has the
-    same second moments. An output that is no matrix of logits is taken as Gaussian with the variance it has over the
-    batch.
+    What goes backwards from each output are probes of its loss (:mod:`lowrank_plugin.support.outputs`), so that the
+    second moments of gradients are the curvature of the divergence between the model and a perturbed one. From logits
+    that is less noisy than the gradient for a label drawn from their softmax, which has the same second moments. An
+    output that is no matrix of logits is taken as Gaussian with the variance it has over the batch.
 
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param watches: who looks, by the names of the layers.
@@ -121,7 +120,7 @@ def pull_back(
         for place, batch in steps.each("weigh", description, processes.share(chosen)):
             # a draw of its own for each batch, whichever process it falls to
             generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
-            _probe(call(_Frozen(model), batch), generator).backward()
+            _pull(outputs_of(call(_Frozen(model), batch)), generator)
             after(batch)
 
     try:
@@ -163,22 +162,11 @@ def _tap(watch: Watch) -> Any:
     return hook
 
 
-def _probe(output: Any, generator: torch.Generator) -> Tensor:
-    """A scalar whose gradient has the curvature of the model's own distribution as second moments."""
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    terms = [_one(leaf.float(), generator) for leaf in leaves if leaf.requires_grad]
-    if not terms:
+def _pull(outputs: Sequence[tuple[Tensor, Loss]], generator: torch.Generator) -> None:
+    """Send a probe of each output's loss backwards."""
+    moved = [(tensor, loss.probe(tensor.detach(), generator)) for tensor, loss in outputs if tensor.requires_grad]
+    if not moved:
         msg = "no floating-point output depends on its layers through autograd"
         raise RuntimeError(msg)
-    return torch.stack(terms).sum()
-
-
-def _one(output: Tensor, generator: torch.Generator) -> Tensor:
-    if output.dim() == 2 and output.shape[1] > 1:
-        probability = output.detach().softmax(dim=1)
-        signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
-        rooted = probability.sqrt() * signs
-        return ((rooted - probability * rooted.sum(dim=1, keepdim=True)) * output).sum()
-    noise = torch.randn(output.shape, generator=generator).to(output.device)
-    spread = output.detach().std(correction=0).clamp_min(torch.finfo(output.dtype).tiny)
-    return (noise * output).sum() / spread / max(1, output[0].numel() if output.dim() else 1) ** 0.5
+    tensors, probes = zip(*moved, strict=True)
+    torch.autograd.backward(tensors, probes)
