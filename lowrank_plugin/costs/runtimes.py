@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowrank_plugin.costs.stopwatch import LAYER_SECONDS, in_bursts, interleaved, processor
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.support.batches import call
+from lowrank_plugin.support.messages import suggestion
 
 
 class Runtime(Protocol):
@@ -32,31 +33,6 @@ class Runtime(Protocol):
     def networks(self, networks: Sequence[nn.Module], example: Any) -> list[float]:
         """How long whole networks take for an example, side by side."""
         ...
-
-
-def make_runtime(settings: Mapping[str, str] | None, model: nn.Module) -> Runtime:
-    """The runtime that the settings ask for.
-
-    :param settings: the section's ``"runtime"``; PyTorch in the model's own precision where it is left out.
-    :param model: the network that is to run there.
-    :raises ConfigurationError: where it is not installed or lacks the precision.
-    """
-    settings = {"backend": "pytorch", "precision": "fp32", **(settings or {})}
-    if settings["backend"] == "openvino":
-        try:
-            from lowrank_plugin.costs.openvino import OpenVinoRuntime
-        except ImportError as error:
-            msg = (
-                f'The runtime "openvino" cannot be used: {error}. Install it (pip install openvino) or take "pytorch".'
-            )
-            raise ConfigurationError(msg) from error
-        return OpenVinoRuntime(settings["precision"])
-    if settings["precision"] != "fp32":
-        msg = (
-            f'The runtime "pytorch" cannot be timed in {settings["precision"]}; take the backend "openvino", or "fp32".'
-        )
-        raise ConfigurationError(msg)
-    return PyTorchRuntime(model)
 
 
 class PyTorchRuntime:
@@ -95,3 +71,60 @@ class PyTorchRuntime:
                 self._wait()
 
         return run
+
+
+class RuntimeKind(NamedTuple):
+    """What the settings may ask for.
+
+    :param make: called with a precision and the network; returns the runtime, or says what is missing.
+    :param precisions: those that it can be timed in.
+    """
+
+    make: Callable[[str, nn.Module], Runtime]
+    precisions: tuple[str, ...]
+
+
+def make_runtime(settings: Mapping[str, str] | None, model: nn.Module) -> Runtime:
+    """The runtime that the settings ask for.
+
+    >>> make_runtime({"backend": "pytorch"}, nn.Linear(2, 2)).facts["precision"]
+    'fp32'
+
+    :param settings: the section's ``"runtime"``; PyTorch in the model's own precision where it is left out.
+    :param model: the network that is to run there.
+    :raises ConfigurationError: where it is unknown, not installed or lacks the precision.
+    """
+    settings = {"backend": "pytorch", "precision": "fp32", **(settings or {})}
+    name, precision = settings["backend"], settings["precision"]
+    if name not in RUNTIMES:
+        msg = f"Unknown runtime {name!r}. {suggestion(name, RUNTIMES)}Take {_either(RUNTIMES)}."
+        raise ConfigurationError(msg)
+    kind = RUNTIMES[name]
+    if precision not in kind.precisions:
+        others = [other for other, each in RUNTIMES.items() if precision in each.precisions]
+        instead = (
+            f"the backend {_either(others)}, or {_either(kind.precisions)}" if others else _either(kind.precisions)
+        )
+        msg = f'The runtime "{name}" cannot be timed in {precision}; take {instead}.'
+        raise ConfigurationError(msg)
+    return kind.make(precision, model)
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
+
+
+def _openvino(precision: str, model: nn.Module) -> Runtime:
+    try:
+        from lowrank_plugin.costs.openvino import OpenVinoRuntime
+    except ImportError as error:
+        msg = f'The runtime "openvino" cannot be used: {error}. Install it (pip install openvino) or take "pytorch".'
+        raise ConfigurationError(msg) from error
+    return OpenVinoRuntime(precision)
+
+
+RUNTIMES: Mapping[str, RuntimeKind] = {
+    "pytorch": RuntimeKind(lambda precision, model: PyTorchRuntime(model), ("fp32",)),
+    "openvino": RuntimeKind(_openvino, ("fp32", "int8")),
+}
+"""Every runtime by the name that users write under ``"backend"``."""

@@ -257,17 +257,18 @@ class Flow(Observing):
             logger.warning("Distillation is skipped: it needs float32, but %s is not; moments are matched.", small[0])
             return {}
         kernels = [layer.adapter.kernel(templates[name]) for name, layer in layers.items()]
-        chosen = [chains, settings.slack, settings.seed, settings.steps, settings.network_steps]
+        slack, limits = settings.stability and settings.stability.slack, settings.distillation
+        chosen = [chains, slack, settings.seed, limits.steps, limits.network_steps]
         key = digest([kernels, self.batches]) + json.dumps(chosen)
         return distill(
             original,
             compressed,
             names,
             self.batches,
-            iterations=settings.steps,
-            network_iterations=settings.network_steps,
+            iterations=limits.steps,
+            network_iterations=limits.network_steps,
             seed=settings.seed,
-            notebook=Notebook(settings.checkpoint, compressed, names, key),
+            notebook=Notebook(limits.checkpoint, compressed, names, key),
             steps=self.steps,
         )
 

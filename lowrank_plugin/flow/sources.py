@@ -67,7 +67,7 @@ class Observing:
         self.steps = Steps(progress, manager().observe)
         check_device(settings)
         self.norm = norm_of(settings, data is not None or statistics is not None)
-        self.batches = [] if data is None else take_batches(model, data, settings.samples)
+        self.batches = [] if data is None else take_batches(model, data, settings.calibration.samples)
         first = self._example() if example is None else example
         self.survey = self._surveyed(first)
         if statistics is not None:
@@ -126,7 +126,7 @@ class Observing:
             {name: self.survey.layers[name] for name in names},
             self.batches,
             patches=patches,
-            positions=self.settings.positions,
+            positions=self.settings.calibration.positions,
             seed=self.settings.seed,
             places=[place for place, _ in processes.share(self.batches)],
             steps=self.steps,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lowrank_plugin.layers.survey import Layer, called_layers
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.settings import Settings
+from lowrank_plugin.settings import Calibration, Settings
 from lowrank_plugin.statistics.collection import Observed, collect, product_bytes
 from lowrank_plugin.statistics.moments import outer
 from lowrank_plugin.statistics.norms import shrinkage
@@ -106,7 +106,7 @@ def round_weights(
     batches: Any,
     *,
     samples: int = SAMPLES,
-    memory_gb: float = Settings.memory_gb,
+    memory_gb: float = Calibration.memory_gb,
     progress: Progress = no_progress,
 ) -> None:
     """Round the weights of layers in place, and correct their biases by what that changes in their mean outputs.
@@ -122,7 +122,7 @@ def round_weights(
     :param progress: shows a bar.
     :raises LowRankError: where the data cannot be used.
     """
-    taken, settings = take_batches(model, batches, samples), Settings(memory_gb=memory_gb)
+    taken, settings = take_batches(model, batches, samples), Settings(calibration=Calibration(memory_gb=memory_gb))
     steps = Steps(progress, manager().observe)
     layers = called_layers(
         model, taken[0], {name: model.get_submodule(name) for name in grids}, manager().registered(LAYER_ADAPTERS)

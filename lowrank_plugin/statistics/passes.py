@@ -94,16 +94,16 @@ def divide(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any]
     :param batches: model inputs.
     :param settings: for the limit and the number of positions.
     """
-    sizes, limit = [batch_size(batch) for batch in batches], settings.memory_gb * GIGABYTE
+    sizes, gigabytes = [batch_size(batch) for batch in batches], settings.calibration.memory_gb
     needs: dict[str, Need] = {}
     refusals = {}
     for name, layer in layers.items():
-        each = need(layer, model.get_submodule(name), sum(sizes), max(sizes), settings.positions)
-        if (needed := peak({name: each}, [name])) > limit:
-            refusals[name] = f"its statistics need {needed / GIGABYTE:.3g} GB, but memory_gb is {settings.memory_gb:g}"
+        each = need(layer, model.get_submodule(name), sum(sizes), max(sizes), settings.calibration.positions)
+        if (needed := peak({name: each}, [name])) > gigabytes * GIGABYTE:
+            refusals[name] = f"its statistics need {needed / GIGABYTE:.3g} GB, but memory_gb is {gigabytes:g}"
         else:
             needs[name] = each
-    groups = grouped(needs, limit)
+    groups = grouped(needs, gigabytes * GIGABYTE)
     return Passes(groups, max((peak(needs, group) for group in groups), default=0), refusals)
 
 

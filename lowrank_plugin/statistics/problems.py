@@ -46,7 +46,8 @@ def make_problem(
     """
     kernel = layer.adapter.kernel(module)
     kernel = kernel.to(settings.device or kernel.device, _solver_dtype(kernel))
-    return Problem(kernel, make_norm(moments, gradient, kernel), settings.seed, settings.rank_multiple, settings.slack)
+    slack = settings.stability.slack if settings.stability else None
+    return Problem(kernel, make_norm(moments, gradient, kernel), settings.seed, settings.rank_multiple, slack)
 
 
 def _solver_dtype(kernel: Tensor) -> torch.dtype:

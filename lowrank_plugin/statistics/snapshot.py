@@ -182,7 +182,7 @@ def summarise(
         sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients or costs else 0,
         (digest(batches),),
         fold(batches[0]),
-        {"seed": settings.seed, "positions": settings.positions, "versions": versions},
+        {"seed": settings.seed, "positions": settings.calibration.positions, "versions": versions},
     )
 
 

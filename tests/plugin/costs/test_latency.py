@@ -15,7 +15,7 @@ from torch import nn
 
 import lowrank_plugin
 from lowrank_hooks import CostModelRecord, StageShape, hookimpl
-from lowrank_plugin.costs import latency, runtimes, stand_ins
+from lowrank_plugin.costs import latency, stand_ins, stopwatch
 from lowrank_plugin.costs.counted import macs
 from lowrank_plugin.costs.latency import LatencyModel, family, grid, widths, with_widths
 from lowrank_plugin.costs.runtimes import PyTorchRuntime, make_runtime
@@ -32,8 +32,8 @@ BACKENDS = [("pytorch", "fp32"), ("openvino", "fp32"), ("openvino", "int8")]
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache of one's own; and short timing, since no test is about the times themselves."""
-    monkeypatch.setattr(runtimes, "NETWORKS_SECONDS", 0.05)
-    monkeypatch.setattr(runtimes, "LEAST_ROUNDS", 3)
+    monkeypatch.setattr(stopwatch, "NETWORKS_SECONDS", 0.05)
+    monkeypatch.setattr(stopwatch, "LEAST_ROUNDS", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "lowrank" / "latency"
 
@@ -318,7 +318,7 @@ def test_bad_runtimes(untouched, images, section, message):
 
 
 def test_openvino_missing(untouched, images, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lowrank_plugin.openvino_runtime", None)
+    monkeypatch.setitem(__import__("sys").modules, "lowrank_plugin.costs.openvino", None)
     with pytest.raises(ConfigurationError, match='runtime "openvino" cannot be used'):
         lowrank_plugin.plan(untouched, images, budget={"latency": 0.5}, runtime={"backend": "openvino"})
 
