@@ -95,7 +95,7 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
         self._section = section_of(config)
         super().__init__(config, should_init)
         # every later builder appends scopes of its own to the config's list
-        self.ignored_scopes: Any = copy.copy(config.get("ignored_scopes"))
+        self.ignored_scopes: str | list[str] | None = copy.copy(config.get("ignored_scopes"))
         self._state: dict[str, Any] | None = None
 
     def _get_algo_specific_config_section(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
         return PTTransformationLayout()
 
     @staticmethod
-    def _example(model: NNCFNetwork) -> Any:
+    def _example(model: NNCFNetwork) -> object:
         if model.nncf._user_dummy_forward_fn is not None:
             # 'input_info' then describes tensors that the function puts into whatever the model takes
             return None
@@ -136,7 +136,7 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
                 section[key] = both
         return section
 
-    def _decompose(self, model: nn.Module, section: Mapping[str, Any], example: Any) -> None:
+    def _decompose(self, model: nn.Module, section: Mapping[str, Any], example: object) -> None:
         data = calibration_data(self.config, model)
         if data is None and section.get("norm") not in (None, "frobenius"):
             msg = (

@@ -52,7 +52,9 @@ def evaluation(config: nncf.NNCFConfig, section: Mapping[str, Any]) -> Callable[
     return judge
 
 
-def model_input(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def model_input(
+    model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> tuple[object, ...] | dict[str, object]:
     """Positional and keyword arguments as one value that the core can pass to the model.
 
     >>> model_input(nn.Linear(2, 2), (1,), {})

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from nncf.torch.layers import NNCF_MODULES_DICT
-from nncf.torch.nncf_network import NNCFNetwork
+from nncf.torch.nncf_network import NNCFNetwork, NNCFNetworkInterface
 from nncf.torch.utils import training_mode_switcher
 from torch import nn
 
@@ -21,7 +20,7 @@ _ADDED = {"_modules": ("pre_ops", "post_ops"), "_buffers": ("nncf_padding_value"
 
 
 @contextmanager
-def unwrapped(network: Any, ignored_scopes: Sequence[str] | None) -> Iterator[nn.Module]:
+def unwrapped(network: NNCFNetwork, ignored_scopes: Sequence[str] | None) -> Iterator[nn.Module]:
     """Give the network as the user made it, and wrap and trace it again afterwards.
 
     The object stays the same, because NNCF and the user hold on to it. Tracing again is what makes NNCF see layers that
@@ -58,7 +57,7 @@ def unwrapped(network: Any, ignored_scopes: Sequence[str] | None) -> Iterator[nn
         network.nncf.get_tracing_context().disable_trace_dynamic_graph()
 
 
-def _unwrap(network: Any, interface: Any) -> None:
+def _unwrap(network: NNCFNetwork, interface: NNCFNetworkInterface) -> None:
     del network._nncf
     # not by setattr, which NNCF overrides until the class is back
     object.__setattr__(network, "__class__", interface._original_class)

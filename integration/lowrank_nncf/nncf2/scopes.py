@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from nncf.common.scopes import matches_any
+from nncf.torch.nncf_network import NNCFNetwork
 from torch import Tensor, nn
 
 from lowrank_nncf.errors import as_nncf_errors
 from lowrank_plugin.host import matches
 
 
-def operations(network: Any) -> dict[str, str]:
+def operations(network: NNCFNetwork) -> dict[str, str]:
     """The operations of an ``NNCFNetwork`` by the names of the layers with a kernel that they run in.
 
     :param network: the network.

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from nncf.api.statistics import Statistics as AlgorithmStatistics
 from nncf.common import composite_compression
 from nncf.common.statistics import NNCFStatistics
 
@@ -28,7 +28,7 @@ class Statistics(NNCFStatistics):
 
     lowrank: Report | None = None
 
-    def register(self, algorithm_name: str, stats: Any) -> None:
+    def register(self, algorithm_name: str, stats: Report | AlgorithmStatistics) -> None:
         """Take the statistics of an algorithm.
 
         :param algorithm_name: its name.
@@ -43,7 +43,7 @@ class Statistics(NNCFStatistics):
         """Return a text with a table of the layers."""
         return "\n\n".join(stats.to_str() for _, stats in self)
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, Report | AlgorithmStatistics]]:
         if self.lowrank is not None:
             yield NAME, self.lowrank
         yield from super().__iter__()
