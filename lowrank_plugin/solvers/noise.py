@@ -19,7 +19,7 @@ from torch import Tensor
 from lowrank_hooks import Problem
 from lowrank_plugin.solvers.parts.canonical import canonical
 from lowrank_plugin.solvers.parts.linear_algebra import cholesky
-from lowrank_plugin.solvers.two_block.iteration import fold
+from lowrank_plugin.solvers.two_block.folding import fold
 
 _GRID = 64
 """Variances compared at a time."""

@@ -29,7 +29,8 @@ from lowrank_plugin.solvers.parts.driver import iterate
 from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
 from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
-from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, project, whiten
+from lowrank_plugin.solvers.two_block.folding import fold, project
+from lowrank_plugin.solvers.two_block.iteration import TwoBlock, whiten
 from lowrank_plugin.solvers.two_block.memory import fit_bytes
 from lowrank_plugin.solvers.two_block.start import nested_basis
 

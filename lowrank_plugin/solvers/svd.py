@@ -153,6 +153,10 @@ def _points(values: Tensor, multiple: int) -> list[Point]:
 def project_outputs(problem: Problem, rank: int) -> tuple[Factorization, bool]:
     """The best approximation with ``rank`` output directions: kxk then 1x1.
 
+    >>> chain, deficient = project_outputs(Problem(torch.diag(torch.tensor([3.0, 2.0]))[None]), 1)
+    >>> chain.to_kernel().diagonal(dim1=1, dim2=2), deficient
+    (tensor([[3., 0.]]), False)
+
     :param problem: in canonical form.
     :param rank: R, at most the kernel's outputs.
     :return: the chain, its last stage with orthonormal columns, and whether the kernel's own rank is lower.

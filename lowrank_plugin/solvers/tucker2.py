@@ -31,8 +31,9 @@ from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
 from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.svd import Svd, project_outputs
+from lowrank_plugin.solvers.two_block.folding import fold
 from lowrank_plugin.solvers.two_block.hooi import Hooi, hooi_size
-from lowrank_plugin.solvers.two_block.iteration import TwoBlock, fold, whiten
+from lowrank_plugin.solvers.two_block.iteration import TwoBlock, whiten
 from lowrank_plugin.solvers.two_block.memory import fit_bytes
 from lowrank_plugin.solvers.two_block.start import leading_outputs, nested_basis
 

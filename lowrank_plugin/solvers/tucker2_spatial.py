@@ -20,16 +20,8 @@ from lowrank_plugin.solvers.parts.fit import Fit, fitted, from_canonical
 from lowrank_plugin.solvers.parts.memory import whole_fit
 from lowrank_plugin.solvers.parts.ranks import check_rank, rank_grid
 from lowrank_plugin.solvers.spatial_svd import takes
-from lowrank_plugin.solvers.two_block.iteration import (
-    Blocks,
-    Folded,
-    fold,
-    improve_basis,
-    overwriting_cholesky,
-    project,
-    regress,
-    whiten,
-)
+from lowrank_plugin.solvers.two_block.folding import Folded, fold, project
+from lowrank_plugin.solvers.two_block.iteration import Blocks, improve_basis, overwriting_cholesky, regress, whiten
 from lowrank_plugin.solvers.two_block.memory import fit_bytes, rows_bytes
 from lowrank_plugin.solvers.two_block.start import nested_basis
 

@@ -36,6 +36,12 @@ _LEAST, _BLOCKS = 64, 4
 class Sweep(NamedTuple):
     """What a sweep returns.
 
+    >>> kernel = torch.ones(1, 2, 2, 2)
+    >>> objective = Objective(kernel, kernel.double().square().sum().reshape(1))
+    >>> sweep = objective.refit(Factors(*(torch.ones(1, 2, 1, dtype=torch.float64) for _ in range(3))))
+    >>> round(float(sweep.error), 3), float(sweep.multiplier)
+    (0.0, 0.0)
+
     :param factors: rescaled to least sensitivity.
     :param error: squared error, [G], float64.
     :param multiplier: of the bound on the error, [G], float64.
@@ -49,6 +55,13 @@ class Sweep(NamedTuple):
 @dataclass(frozen=True)
 class Objective:
     """The squared error as a function of the factors.
+
+    >>> kernel = torch.ones(1, 3, 2, 4)
+    >>> objective = Objective(kernel, kernel.double().square().sum().reshape(1))
+    >>> draw = [torch.arange(1.0, n + 1).double().reshape(1, n, 1) for n in (3, 2, 4)]
+    >>> sweep = objective.sweep(Factors(*draw), torch.zeros(1, dtype=torch.float64), None)
+    >>> objective.plain, round(float(sweep.error), 3)
+    (True, 0.0)
 
     :param cross: W Sigma, [G, T, S, K], in the dtype of the large products.
     :param energy: squared norm of W, [G], float64.

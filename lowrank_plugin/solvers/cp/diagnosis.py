@@ -22,6 +22,11 @@ DEGENERATE_PAIR = (5.0, -0.8)
 def scaled_sensitivity(factors: Factors, scale: float) -> float:
     """The sensitivity of the factors once the kernel's scale is shared among them.
 
+    >>> import torch
+    >>> ones = Factors(*(torch.ones(1, 2, 1, dtype=torch.float64) for _ in range(3)))
+    >>> [round(scaled_sensitivity(ones, scale), 6) for scale in (1.0, 8.0)]
+    [24.0, 384.0]
+
     :param factors: of the kernel over ``scale``.
     :param scale: what it was divided by.
     """
@@ -30,6 +35,11 @@ def scaled_sensitivity(factors: Factors, scale: float) -> float:
 
 def component_energy(factors: Factors, kernel: Tensor) -> float:
     """Sum of squared component norms over the squared norm of the kernel; 0 for a zero kernel.
+
+    >>> import torch
+    >>> ones = Factors(*(torch.ones(1, 2, 1, dtype=torch.float64) for _ in range(3)))
+    >>> [round(component_energy(ones, kernel * torch.ones(1, 2, 2, 2)), 6) for kernel in (1, 0)]
+    [1.0, 0.0]
 
     :param factors: the decomposition.
     :param kernel: [G, T, S, K].
@@ -65,6 +75,11 @@ def diagnose(factors: Factors, kernel: Tensor, scale: float = 1.0) -> dict[str, 
 def is_degenerate(statistics: dict[str, float]) -> bool:
     """Whether components are huge and cancel each other, in pairs or many at a time.
 
+    >>> is_degenerate({"component_energy": 4.0, "congruence": -0.9})
+    False
+    >>> is_degenerate({"component_energy": 6.0, "congruence": -0.9})
+    True
+
     :param statistics: from :func:`diagnose`.
     """
     energy, opposed = DEGENERATE_PAIR
@@ -74,6 +89,12 @@ def is_degenerate(statistics: dict[str, float]) -> bool:
 
 def chain_factors(chain: Factorization) -> Factors:
     """The factors of a chain 1x1, depthwise, 1x1, in float64.
+
+    >>> import torch
+    >>> from lowrank_hooks import Stage
+    >>> stages = Stage(torch.ones(1, 2, 4, 1)), Stage(torch.ones(1, 2, 1, 3), 2), Stage(torch.ones(1, 5, 2, 1))
+    >>> [tuple(factor.shape) for factor in chain_factors(Factorization(stages))]
+    [(1, 5, 2), (1, 4, 2), (1, 3, 2)]
 
     :param chain: as :class:`Cpd` makes it.
     :raises ValueError: for any other chain.

@@ -24,6 +24,10 @@ from lowrank_plugin.solvers.parts.linear_algebra import overwriting_eigh
 class Factors(NamedTuple):
     """The factors of a CP decomposition, float64.
 
+    >>> factors = Factors(*(torch.ones(1, n, 2, dtype=torch.float64) for n in (5, 4, 9)))
+    >>> factors.rank, factors.dense().shape, factors.dense().max()
+    (2, torch.Size([1, 5, 4, 9]), tensor(2., dtype=torch.float64))
+
     :param out: [G, T, R].
     :param inp: [G, S, R].
     :param tap: [G, K, R].
@@ -49,7 +53,14 @@ class Factors(NamedTuple):
 
 
 def component_norms(factors: Factors) -> Tensor:
-    r"""Norms :math:`\eta_r = |a_r| |b_r| |c_r|` of the components: [G, R]."""
+    r"""Norms :math:`\eta_r = |a_r| |b_r| |c_r|` of the components.
+
+    >>> component_norms(Factors(*(torch.ones(1, 4, 1, dtype=torch.float64) for _ in range(3))))
+    tensor([[8.]], dtype=torch.float64)
+
+    :param factors: the decomposition.
+    :return: [G, R].
+    """
     out, inp, tap = (factor.norm(dim=1) for factor in factors)
     return out * inp * tap
 
@@ -99,7 +110,16 @@ def rescale(factors: Factors) -> Factors:
 
 
 def congruence(factors: Factors) -> Tensor:
-    """The cosine between the two most opposed components, [G]; near -1 where components cancel each other."""
+    """The cosine between the two most opposed components; near -1 where components cancel each other.
+
+    >>> ones = torch.ones(1, 2, 1, dtype=torch.float64)
+    >>> opposed = Factors(torch.cat([ones, -2 * ones], dim=2), ones.repeat(1, 1, 2), ones.repeat(1, 1, 2))
+    >>> round(float(congruence(opposed)), 6)
+    -1.0
+
+    :param factors: the decomposition.
+    :return: [G].
+    """
     gram = torch.ones((), dtype=factors.out.dtype, device=factors.out.device)
     for factor in factors:
         unit = torch.nn.functional.normalize(factor, dim=1)

@@ -134,6 +134,12 @@ def _select(mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def least_squares(objective: Objective, start: Factors, sweeps: int, rtol: float) -> Outcome[SweepState]:
     """Alternating least squares with momentum.
 
+    >>> kernel = torch.ones(1, 3, 2, 4, dtype=torch.float64)
+    >>> objective = Objective(kernel, kernel.square().sum().reshape(1))
+    >>> begin = Factors(*(torch.arange(1.0, n + 1).double().reshape(1, n, 1) for n in (3, 2, 4)))
+    >>> round(float(least_squares(objective, begin, 10, 1e-4).state.error), 6)
+    0.0
+
     :param objective: the squared error.
     :param start: where to begin.
     :param sweeps: the most sweeps.
@@ -147,6 +153,14 @@ def least_sensitive(
     objective: Objective, start: Factors, bound: Tensor, sweeps: int, rtol: float
 ) -> Outcome[SweepState]:
     """Minimise the sensitivity under a bound on the squared error.
+
+    >>> kernel = torch.ones(1, 3, 2, 4, dtype=torch.float64)
+    >>> objective = Objective(kernel, kernel.square().sum().reshape(1))
+    >>> begin = Factors(*(torch.arange(1.0, n + 1).double().reshape(1, n, 1) for n in (3, 2, 4)))
+    >>> bound = torch.tensor([1.0], dtype=torch.float64)
+    >>> outcome = least_sensitive(objective, begin, bound, 20, 1e-6)
+    >>> round(float(outcome.state.error), 3), bool(outcome.history[-1] <= outcome.history[0])
+    (1.0, True)
 
     :param objective: the squared error.
     :param start: a point whose inputs and taps allow the bound to be kept.

@@ -27,6 +27,10 @@ _RIDGE = 1e-4
 class Prepared:
     """Problems of one shape in the coordinates of the solver, the groups of one after those of the other.
 
+    >>> two = prepare([Problem(torch.ones(3, 2, 2, 4))] * 2)
+    >>> two.groups, two.part(1), two.of_each(torch.arange(6))
+    (3, slice(3, 6, None), tensor([ 3, 12]))
+
     :param kernel: [G, T, S, K], of unit size, outputs rotated so that the norm's output side is diagonal.
     :param objective: its squared error.
     :param turn: the rotation of the outputs, [G, T, T] float64; None for none.
@@ -90,6 +94,10 @@ def prepare(problems: Sequence[Problem], input_steps: int = 2, tap_steps: int = 
     Rotating the outputs changes neither the error nor the sensitivity, so even in a two-sided norm the sensitivity
     is that of the factors as they are used.
 
+    >>> prepared = prepare([Problem(torch.full((1, 3, 2, 4), 2.0**40))])
+    >>> float(prepared.kernel.max()), float(prepared.objective.energy), prepared.scales == (2.0**40,)
+    (1.0, 24.0, True)
+
     :param problems: the problems as they were asked, of one shape.
     :param input_steps: conjugate-gradient steps for the inputs in a sweep.
     :param tap_steps: the same for the taps.
@@ -139,6 +147,11 @@ def _ridged_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def whitened(prepared: Prepared) -> Tensor:
     """The kernel whose plain norm is about the problem's norm: exactly, where the covariance is a Kronecker product.
 
+    >>> from lowrank_hooks import Norm
+    >>> prepared = prepare([Problem(torch.ones(1, 3, 2, 4), Norm(4 * torch.eye(8)[None]))])
+    >>> float(whitened(prepared).square().sum().round()), float(prepared.objective.energy.round())
+    (96.0, 96.0)
+
     :return: [G, T, S, K].
     """
     kernel = prepared.kernel
@@ -151,7 +164,14 @@ def whitened(prepared: Prepared) -> Tensor:
 
 
 def unwhiten(prepared: Prepared, factors: Factors) -> Factors:
-    """Factors of the kernel from those of the whitened one."""
+    """Factors of the kernel from those of the whitened one.
+
+    >>> from lowrank_hooks import Norm
+    >>> prepared = prepare([Problem(torch.ones(1, 3, 2, 4), Norm(4 * torch.eye(8)[None]))])
+    >>> white = Factors(*(torch.ones(1, n, 1, dtype=torch.float64) for n in (3, 2, 4)))
+    >>> round(float(unwhiten(prepared, white).dense().max()), 3)
+    0.5
+    """
     out, inp, tap = factors
     if prepared.objective.rows is not None:
         out = out / prepared.objective.rows.sqrt()[:, :, None]
@@ -167,6 +187,10 @@ class Slices:
 
     Any number of leading terms is a CP decomposition without a single cancelling pair, and its error is known: an
     upper bound of the best error at every rank at once.
+
+    >>> taps = slices(torch.ones(1, 3, 2, 4), 1)
+    >>> taps.terms, taps.factors.rank
+    (8, 1)
 
     :param factors: the strongest terms.
     :param squares: squared norms of all terms, [G, K min(T, S)].
@@ -215,6 +239,11 @@ def start(kernel_slices: Slices, rank: int, generator: torch.Generator, spread: 
 
     Terms of one slice share their taps exactly, a saddle that the first sweeps would have to leave; the blur leaves it
     at once. All groups draw the same numbers, so that a grouped problem behaves like separate ones.
+
+    >>> terms = slices(torch.ones(1, 3, 2, 4), 8)
+    >>> begin = start(terms, 1, torch.Generator().manual_seed(0), spread=0.0)
+    >>> torch.allclose(begin.dense(), torch.ones(1, 3, 2, 4, dtype=torch.float64), atol=1e-5)
+    True
 
     :param kernel_slices: from :func:`slices`.
     :param rank: how many terms.

@@ -20,8 +20,9 @@ class Canonical:
     """A problem whose norm has no output side, equivalent to the one that was asked.
 
     :param problem: kernel [G, T', S, *kernel] of unit size with T' <= T and T' <= S*K, norm without ``gradient``.
-    :param restore: takes a chain that approximates the reduced kernel, its last stage ungrouped, to the chain that
-        approximates the kernel asked for equally well.
+    :param restore: takes an approximation of the reduced kernel to one of the kernel that was asked for, of the same
+        relative error. Only the last stage of the chain changes: it gets back the scale, the outputs that were left
+        out and the output side of the norm, so it must have one group.
     :param scale: norms of the problem asked for are those of the reduced problem times this.
     """
 

@@ -15,6 +15,11 @@ from lowrank_hooks import Problem
 def check_dtype(problem: Problem) -> None:
     """Raise unless the kernel is float32 or float64.
 
+    >>> check_dtype(Problem(torch.ones(1, 2, 2).half()))
+    Traceback (most recent call last):
+    ...
+    ValueError: A kernel must be float32 or float64 to be factorised, not torch.float16: convert it first.
+
     :param problem: the problem.
     :raises ValueError: for any other dtype.
     """

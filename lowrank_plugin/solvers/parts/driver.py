@@ -17,7 +17,10 @@ State = TypeVar("State")
 
 
 class Algorithm(Protocol[State]):
-    """The mathematics of an iterative solver; what depends on the data alone is computed before ``init``."""
+    """The mathematics of an iterative solver; what depends on the data alone is computed before ``init``.
+
+    It knows neither when to stop nor what is done with a step that fails: that is :func:`iterate`'s.
+    """
 
     def init(self) -> State:
         """The starting point."""
@@ -35,6 +38,10 @@ class Algorithm(Protocol[State]):
 @dataclass(frozen=True)
 class Outcome(Generic[State]):
     """Where the loop ended.
+
+    >>> outcome = Outcome("state", Status.CONVERGED, torch.tensor([[4.0, 2.0], [1.0, 2.0]]))
+    >>> outcome.errors
+    (6.0, 3.0)
 
     :param state: the best state met.
     :param status: why it ended.
@@ -56,7 +63,18 @@ def iterate(algorithm: Algorithm[State], max_steps: int, rtol: float) -> Outcome
     """Step until the error settles.
 
     Stops when a step lowers no squared error by more than ``rtol`` of itself, when it would raise one (the step is
-    then undone), or at the step limit.
+    then undone), or at the step limit. So what is returned is never worse than the start, however a solver behaves.
+
+    >>> class Halving:
+    ...     def init(self):
+    ...         return torch.tensor([1.0])
+    ...     def step(self, state):
+    ...         return (state / 2).clamp_min(0.2)
+    ...     def error(self, state):
+    ...         return state.square()
+    >>> outcome = iterate(Halving(), max_steps=10, rtol=1e-3)
+    >>> outcome.status.name, [round(error, 4) for error in outcome.errors]
+    ('CONVERGED', [1.0, 0.25, 0.0625, 0.04, 0.04])
 
     :param algorithm: the solver.
     :param max_steps: the step limit, 0 or more.

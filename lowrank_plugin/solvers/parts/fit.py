@@ -30,6 +30,10 @@ PeakBytes = Callable[[KernelShape, Rank, NormKind, int], int]
 class Fit:
     """What the mathematics of a decomposer comes to.
 
+    >>> from lowrank_hooks import Stage
+    >>> Fit(Factorization((Stage(torch.ones(1, 2, 3)),)), Status.CONVERGED).errors
+    ()
+
     :param chain: the approximation; None where numbers broke down on the way.
     :param status: how it ended.
     :param errors: relative errors of the iterates by the solver's account, the start first; empty for a closed form.
@@ -83,6 +87,14 @@ def fitted_together(
 ) -> list[Solution]:
     """As :func:`fitted`, for problems that are alike.
 
+    >>> from lowrank_hooks import Stage
+    >>> def copies(problems, rank):
+    ...     return [Fit(Factorization((Stage(each.kernel),)), Status.CONVERGED) for each in problems]
+    >>> problems = [Problem(size * torch.ones(1, 2, 2)) for size in (1, torch.nan)]
+    >>> solutions = fitted_together(problems, (1,), lambda shape, rank: rank[0], copies)
+    >>> [solution.status.name for solution in solutions]
+    ['CONVERGED', 'NONFINITE_INPUT']
+
     :param problems: the problems as they were asked.
     :param rank: the rank of all.
     :param lower: checks the rank and lowers it to the largest useful one.
@@ -105,6 +117,13 @@ def fitted_together(
 
 def from_canonical(solve: Callable[[Problem, Ranks], Fit]) -> Callable[[Problem, Ranks], Fit]:
     """A solver of problems in any norm from one of problems in canonical form; its chains are balanced.
+
+    >>> from lowrank_hooks import Norm, Stage
+    >>> def copy(problem, ranks):
+    ...     return Fit(Factorization((Stage(problem.kernel),)), Status.CONVERGED)
+    >>> problem = Problem(torch.ones(1, 5, 2), Norm(gradient=torch.eye(5)[None]))
+    >>> round(problem.relative_error(from_canonical(copy)(problem, ()).chain), 4)
+    0.0
 
     :param solve: takes a problem as :func:`lowrank_plugin.solvers.parts.canonical.canonical` makes them.
     :return: takes a problem as it was asked.

@@ -12,7 +12,13 @@ from torch import Tensor
 
 
 def relative_cutoff(matrix: Tensor) -> float:
-    """The share of the largest eigenvalue below which eigenvalues of a square matrix are rounding noise."""
+    """The share of the largest eigenvalue below which eigenvalues of a square matrix are rounding noise.
+
+    >>> relative_cutoff(torch.ones(8, 8)) == 8 * 2.0**-23
+    True
+
+    :param matrix: [..., n, n].
+    """
     return matrix.shape[-1] * torch.finfo(matrix.dtype).eps
 
 
@@ -98,6 +104,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
     The ridge starts at the rounding level of the dtype (relative to the mean eigenvalue) and grows tenfold.
 
+    >>> cholesky(torch.tensor([[4.0, 2.0], [2.0, 1.0]]))[:, 0]  # of rank one
+    tensor([2., 1.])
+
     :param matrix: [..., n, n], symmetric, finite.
     :return: [..., n, n], lower triangular.
     :raises ValueError: where the matrix is not finite or far from semi-definite.
@@ -119,6 +128,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 def solve_right(rhs: Tensor, gram: Tensor) -> Tensor:
     """Solve ``X @ gram = rhs`` for X with a positive semi-definite ``gram``.
+
+    >>> solve_right(torch.tensor([[6.0, 4.0]]), torch.diag(torch.tensor([3.0, 2.0]))).round(decimals=4)
+    tensor([[2., 2.]])
 
     :param rhs: [..., m, n].
     :param gram: [..., n, n].

@@ -32,6 +32,10 @@ _DAMPED = 0.9
 class Subspaces:
     """The state: one subspace for each mode, the second optimal for the first.
 
+    >>> state = Subspaces(torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.zeros(1).double(), None)
+    >>> float(state.error)
+    0.0
+
     :param left: orthonormal [G, T, Q].
     :param basis: orthonormal [G, A, R].
     :param error: squared error of each group, float64 [G].
@@ -53,6 +57,12 @@ class Hooi:
     replaced by eigenvectors of its Gram but improved by a polynomial in it ([2]): the next sweep turns it anyway. And
     each sweep starts a little beyond the last basis, in the direction of its last change, which takes about two thirds
     of the sweeps; one that fails to lower the error is done again from the basis itself, with eigenvectors.
+
+    >>> from lowrank_plugin.solvers.parts.driver import iterate
+    >>> kernel = torch.ones(1, 6, 9, 4)
+    >>> outcome = iterate(Hooi(kernel, kernel.double().square().sum().reshape(1), 1, 1), 3, 1e-6)
+    >>> round(outcome.errors[-1], 3)
+    0.0
 
     :param kernel: [G, T, B, A], the mode without a factor in the middle: then no product needs a transposed copy.
     :param energy: squared norm of the kernel, float64 [G].
@@ -104,7 +114,17 @@ class Hooi:
 
 
 def hooi_size(outputs: int, inputs: int, taps: int, rank_out: int, rank_in: int) -> int:
-    """The most entries held at once: the kernel's copy, two states, and the largest step."""
+    """The most entries held at once: the kernel's copy, two states, and the largest step.
+
+    >>> hooi_size(64, 64, 9, 32, 32)
+    74752
+
+    :param outputs: T.
+    :param inputs: S.
+    :param taps: K.
+    :param rank_out: Q.
+    :param rank_in: R.
+    """
     kernel = outputs * inputs * taps
     states = 2 * (outputs * rank_out + inputs * rank_in) + inputs * rank_in
     wide = max(outputs, inputs) ** 2
@@ -131,6 +151,11 @@ def filtered(gram: Tensor, near: Tensor) -> Tensor:
 
     It is at most 1 from 0, below which a Gram matrix has no eigenvalues, to just below the smallest of those wanted,
     and grows fast from there.
+
+    >>> gram = torch.diag(torch.tensor([4.0, 1.0, 0.5]))[None]
+    >>> near = torch.linalg.qr(torch.tensor([[[1.0], [0.3], [0.0]]])).Q
+    >>> bool(filtered(gram, near)[0, 0].abs() > near[0, 0].abs())
+    True
 
     :param gram: positive semi-definite.
     :param near: [G, n, R], nearly orthonormal.

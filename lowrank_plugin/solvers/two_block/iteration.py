@@ -13,7 +13,8 @@ X, the best U from a linear system that conjugate gradients solve. The scheme of
 Tucker-2 and solves for U to 1e-10 each time; treating X as one block and stopping early reaches the same limit in a
 small part of the time.
 
-Notation: G groups (every tensor's first axis), T outputs, A x B columns, R the inner rank, Q the outer one.
+Letters are those of the table of notation in lowrank_plugin/README.md; A x B columns are this file's own, combined and
+kept, with R the inner rank and Q the outer one.
 
 [1] Kalle et al., "Distribution-Aware Tensor Decomposition for Compression of Convolutional Neural Networks",
 NeurIPS 2025, arXiv:2511.04494.
@@ -21,19 +22,14 @@ NeurIPS 2025, arXiv:2511.04494.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowrank_hooks import Norm, Problem
-from lowrank_plugin.solvers.parts.linear_algebra import cholesky, conjugate_gradient, row_products
-from lowrank_plugin.solvers.two_block.memory import ROWS
-
-_RIDGE = 8.0
-"""Ridge on the covariance in units of the rounding error of its dtype, relative to its mean eigenvalue."""
+from lowrank_plugin.solvers.parts.linear_algebra import cholesky, conjugate_gradient
+from lowrank_plugin.solvers.two_block.folding import Folded, project
 
 _ROUGH = 3e-5
 """Ridge on the projected covariance, relative to its mean diagonal entry, where it is factorised in float32."""
@@ -43,125 +39,15 @@ _ACCURATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Folded:
-    """A kernel and its covariance with split columns, and what all steps share.
-
-    The covariance carries a ridge at its rounding level, so that every system is definite. All errors here are
-    measured with it and are therefore upper bounds.
-
-    :param kernel: W, [G, T, A, B].
-    :param covariance: without the ridge, [G, A*B, A*B]; None for the identity.
-    :param ridge: [G, 1, 1], zero without a covariance.
-    :param weighted: W times the covariance, [G, T, A*B].
-    :param means: the covariance averaged over the kept columns, [G, A, A], and over the combined ones, [G, B, B], with
-        the ridge; None for the identity.
-    :param energy: squared norm of W, float64 [G].
-    """
-
-    kernel: Tensor
-    covariance: Tensor | None
-    ridge: Tensor
-    weighted: Tensor
-    means: tuple[Tensor, Tensor] | None
-    energy: Tensor
-
-    @classmethod
-    def of(
-        cls, kernel: Tensor, covariance: Tensor | None, ridge: Tensor, weighted: Tensor, energy: Tensor | None = None
-    ) -> Folded:
-        """Work out the mean blocks and, unless it is given, the energy.
-
-        :param kernel: [G, T, A, B].
-        :param covariance: [G, A*B, A*B]; None for the identity.
-        :param ridge: [G, 1, 1].
-        :param weighted: [G, T, A*B].
-        :param energy: float64 [G]; that of a problem this one is a part of, where there is one.
-        """
-        if energy is None:
-            energy = row_products(weighted, kernel.flatten(2)).sum(dim=1)
-        if covariance is None:
-            return cls(kernel, None, ridge, weighted, None, energy)
-        groups, _, a, b = kernel.shape
-        blocks = covariance.reshape(groups, a, b, a, b)
-        combined = _ridged(blocks.diagonal(dim1=2, dim2=4).mean(dim=3), ridge)
-        kept = _ridged(blocks.diagonal(dim1=1, dim2=3).mean(dim=3), ridge)
-        return cls(kernel, covariance, ridge, weighted, (combined, kept), energy)
-
-    def apply(self, matrix: Tensor) -> Tensor:
-        """Multiply [G, n, A*B] by the covariance with its ridge."""
-        if self.covariance is None:
-            return matrix
-        return torch.baddbmm(self.ridge * matrix, matrix, self.covariance)
-
-    def squared(self, matrix: Tensor) -> Tensor:
-        """The squared norm of [G, n, A*B] with the ridge, [G], in half the time of :meth:`apply`."""
-        plain = matrix.square().sum(dim=(1, 2))
-        if self.covariance is None:
-            return plain
-        return Norm(self.covariance).squared(matrix) + self.ridge.flatten() * plain
-
-    def history(self, errors: Sequence[float]) -> list[float]:
-        """Squared errors as relative errors."""
-        energy = float(self.energy.sum())
-        return [math.sqrt(error / energy) if energy > 0 else 0.0 for error in errors]
-
-    def norm_squared(self) -> float:
-        """The squared norm of W without the ridge."""
-        extra = self.ridge.double().flatten() * row_products(self.kernel, self.kernel).sum(dim=1)
-        return float((self.energy - extra).sum())
-
-    def gram(self, basis: Tensor, dtype: torch.dtype, whole: bool = True) -> Tensor:
-        r"""The covariance with its ridge between the columns of :math:`P^\top`, block by block.
-
-        :param basis: U, [G, A, R], orthonormal columns.
-        :param dtype: of the result.
-        :param whole: fill what is below the diagonal, too; else it is undefined.
-        :return: [G, R*B, R*B].
-        """
-        groups, _, a, b = self.kernel.shape
-        rank = basis.shape[2]
-        if self.covariance is None:
-            return torch.eye(rank * b, dtype=dtype, device=basis.device).repeat(groups, 1, 1)
-        gram = torch.empty(groups, rank * b, rank * b, dtype=dtype, device=basis.device)
-        block = max(1, min(ROWS // b, -(-rank // 2)))
-        for begin in range(0, rank, block):
-            end = min(begin + block, rank)
-            # [r, A] @ [A, B*A*B]: the covariance is symmetric, so its leading index is contracted where it lies.
-            rows = basis[:, :, begin:end].mT @ self.covariance.reshape(groups, a, -1)
-            seen = project(rows.reshape(groups, -1, a * b), basis[:, :, begin:])
-            gram[:, begin * b : end * b, begin * b :] = seen
-            if whole:
-                gram[:, end * b :, begin * b : end * b] = seen[:, :, (end - begin) * b :].mT
-        # P has orthonormal rows, so the ridge is the same as on the whole covariance.
-        gram.diagonal(dim1=1, dim2=2).add_(self.ridge[:, 0].to(dtype))
-        return gram
-
-
-def fold(problem: Problem, combined: int) -> Folded:
-    """Split the columns of a problem in canonical form.
-
-    :param problem: kernel [G, T, S, *kernel], norm without a gradient.
-    :param combined: how many of the axes S, *kernel are combined; the others are kept.
-    :return: the folded problem.
-    """
-    kernel = problem.kernel.flatten(2 + combined).flatten(2, 1 + combined)
-    matrix, covariance = kernel.flatten(2), problem.norm.covariance
-    if covariance is None:
-        return Folded.of(kernel, None, kernel.new_zeros(len(kernel), 1, 1, dtype=torch.float64), matrix)
-    info = torch.finfo(kernel.dtype)
-    covariance = covariance.to(kernel)
-    mean = covariance.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    ridge = (_RIDGE * info.eps * mean).clamp_min(info.tiny)
-    return Folded.of(kernel, covariance, ridge, torch.baddbmm(ridge * matrix, matrix, covariance))
-
-
-def _ridged(block: Tensor, ridge: Tensor) -> Tensor:
-    return block + ridge * torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
-
-
-@dataclass(frozen=True)
 class Blocks:
     """The state: both blocks, X optimal for U.
+
+    >>> from lowrank_hooks import Problem
+    >>> from lowrank_plugin.solvers.two_block.folding import fold
+    >>> folded = fold(Problem(torch.ones(1, 6, 4, 3, 3)), 1)
+    >>> state = regress(folded, torch.full((1, 4, 1), 0.5), 2)
+    >>> state.left.shape, state.core.shape
+    (torch.Size([1, 6, 2]), torch.Size([1, 2, 1, 9]))
 
     :param basis: U, [G, A, R], orthonormal columns.
     :param left: orthonormal [G, T, Q], or None where Q is T and the core holds all of X.
@@ -180,6 +66,14 @@ def regress(folded: Folded, basis: Tensor, rank_out: int, dtype: torch.dtype = t
 
     With :math:`P \Sigma P^\top = L L^\top` and :math:`C = W \Sigma P^\top L^{-\top}`, the leading eigenvectors of
     :math:`C C^\top` are the left factor and their eigenvalues what is explained of the squared norm.
+
+    >>> from lowrank_hooks import Problem
+    >>> from lowrank_plugin.solvers.two_block.folding import fold
+    >>> folded = fold(Problem(torch.ones(1, 6, 4, 3, 3)), 1)
+    >>> round(float(regress(folded, torch.full((1, 4, 1), 0.5), 1).error), 4)  # the inputs are all alike
+    0.0
+    >>> round(float(regress(folded, torch.eye(4)[None, :, :1], 1).error), 4)  # three of four are not seen
+    162.0
 
     :param folded: the problem.
     :param basis: U, [G, A, R], orthonormal columns.
@@ -201,7 +95,21 @@ def regress(folded: Folded, basis: Tensor, rank_out: int, dtype: torch.dtype = t
 
 
 def whiten(folded: Folded, basis: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor | None]:
-    r""":math:`C^\top`, [G, R*B, T] in ``dtype``, and the Cholesky factor L, [G, R*B, R*B]; None for the identity."""
+    r"""The kernel through U, seen in the norm: what is left to approximate in the plain norm.
+
+    With :math:`P \Sigma P^\top = L L^\top`, it is :math:`C = W \Sigma P^\top L^{-\top}` of :func:`regress`.
+
+    >>> from lowrank_hooks import Problem
+    >>> from lowrank_plugin.solvers.two_block.folding import fold
+    >>> whitened, lower = whiten(fold(Problem(torch.ones(1, 6, 4, 3, 3)), 1), torch.full((1, 4, 1), 0.5))
+    >>> whitened.shape, lower
+    (torch.Size([1, 9, 6]), None)
+
+    :param folded: the problem.
+    :param basis: U, [G, A, R], orthonormal columns.
+    :param dtype: to work in.
+    :return: :math:`C^\top`, [G, R*B, T], and L, [G, R*B, R*B]; None for the identity.
+    """
     seen = project(folded.weighted, basis).mT.to(dtype)
     if folded.covariance is None:
         return seen, None
@@ -221,6 +129,10 @@ def whiten(folded: Folded, basis: Tensor, dtype: torch.dtype = torch.float64) ->
 def overwriting_cholesky(matrix: Callable[[], Tensor]) -> Tensor:
     """The lower Cholesky factor of a matrix, the largest tensor of a fit, in the place of the matrix itself.
 
+    >>> overwriting_cholesky(lambda: torch.tensor([[[4.0, 2.0], [2.0, 5.0]]])).tril()
+    tensor([[[2., 0.],
+             [1., 2.]]])
+
     :param matrix: makes the symmetric positive definite [G, n, n], of which only what is on and above the diagonal is
         read; called again if a larger ridge proves necessary.
     :return: [G, n, n].
@@ -231,24 +143,17 @@ def overwriting_cholesky(matrix: Callable[[], Tensor]) -> Tensor:
     return cholesky(matrix()) if info.any() else lower
 
 
-def project(rows: Tensor, basis: Tensor) -> Tensor:
-    r"""Multiply rows by :math:`U \otimes I_B` from the right.
-
-    :param rows: [G, n, A*B].
-    :param basis: U, [G, A, R].
-    :return: [G, n, R*B].
-    """
-    groups, n, columns = rows.shape
-    a, rank = basis.shape[1:]
-    b = columns // a
-    # One product with n*B rows; a broadcast one would be n products with B rows, many times slower.
-    flat = rows.reshape(groups, n, a, b).transpose(2, 3).reshape(groups, n * b, a) @ basis
-    return flat.reshape(groups, n, b, rank).transpose(2, 3).reshape(groups, n, rank * b)
-
-
 @dataclass(frozen=True)
 class TwoBlock:
     """The alternation, for :func:`lowrank_plugin.solvers.parts.driver.iterate`.
+
+    >>> from lowrank_plugin.solvers.parts.driver import iterate
+    >>> from lowrank_hooks import Problem
+    >>> from lowrank_plugin.solvers.two_block.folding import fold
+    >>> folded = fold(Problem(torch.ones(1, 6, 4, 3, 3)), 1)
+    >>> outcome = iterate(TwoBlock(folded, torch.eye(4)[None, :, :1], 1, cg_steps=1), max_steps=3, rtol=1e-6)
+    >>> [round(error, 2) for error in outcome.errors][:2]
+    [162.0, 0.0]
 
     :param folded: the problem.
     :param start: U, [G, A, R], orthonormal columns.
@@ -286,6 +191,16 @@ def improve_basis(folded: Folded, state: Blocks, steps: int, relaxation: float =
 
     The normal equations of [1] (algorithm 2, the update of :math:`U_S`), preconditioned with what they are where the
     covariance is the Kronecker product of its mean blocks.
+
+    >>> from lowrank_hooks import Problem
+    >>> from lowrank_plugin.solvers.two_block.folding import fold
+    >>> folded = fold(Problem(torch.ones(1, 6, 4, 3, 3)), 1)
+    >>> start = regress(folded, torch.eye(4)[None, :, :1], 1)
+    >>> improve_basis(folded, start, steps=1).round(decimals=4)
+    tensor([[[1.],
+             [1.],
+             [1.],
+             [1.]]])
 
     :param folded: the problem.
     :param state: where to start.

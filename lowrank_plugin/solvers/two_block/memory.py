@@ -14,6 +14,9 @@ ROWS = 576
 def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, itemsize: int) -> int:
     """The most extra memory of a covariance fit: the start, or the projected covariance with the rows in the making.
 
+    >>> fit_bytes(KernelShape(1, 64, 64, (3, 3)), 64, 16, 32, 4)
+    923443
+
     :param shape: the kernel's sizes.
     :param combined: A, how many columns are combined.
     :param rank: R.
@@ -35,6 +38,9 @@ def fit_bytes(shape: KernelShape, combined: int, rank: int, rank_out: int, items
 
 def rows_bytes(columns: int, inner: int, itemsize: int) -> int:
     """Memory of the rows of a projected covariance in the making.
+
+    >>> rows_bytes(576, 144, 4)
+    414720
 
     :param columns: of the covariance.
     :param inner: of the projected one.

@@ -19,6 +19,10 @@ def nested_basis(kernel: Tensor, means: tuple[Tensor, Tensor] | None, count: int
     the whitened unfolding span after un-whitening: :math:`C L V`, which needs no inverse of L. It is the HOSVD in the
     norm of the problem where the covariance is the Kronecker product of its mean blocks.
 
+    >>> kernel = torch.diag(torch.tensor([1.0, 3.0, 2.0]))[None, :, :, None]  # [1, 3, 3, 1]
+    >>> nested_basis(kernel, None, 2).abs().argmax(dim=1)  # the strongest inputs first
+    tensor([[1, 2]])
+
     :param kernel: [G, T, A, B].
     :param means: the mean blocks, positive definite [G, A, A] and [G, B, B]; None for the identity.
     :param count: R, how many columns are wanted; None for all.
@@ -46,6 +50,10 @@ def leading_outputs(kernel: Tensor, weighted: Tensor, count: int) -> Tensor:
 
     They are the leading eigenvectors of :math:`W \Sigma W^\top`. A start that heeds only them spends no rank on what is
     cut off later anyway; on trained kernels that is worth more than a sweep.
+
+    >>> kernel = torch.diag(torch.tensor([1.0, 3.0, 2.0]))[None, :, :, None]
+    >>> leading_outputs(kernel, kernel.flatten(2), 1).abs().flatten()
+    tensor([0., 3., 0.])
 
     :param kernel: W, [G, T, A, B].
     :param weighted: W times the covariance, [G, T, A*B].
