@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from allocations import allocated
 from problems import normal
-from torch.profiler import ProfilerActivity, profile
 
 from lowrank_hooks import Norm, Problem, Rank
 from lowrank_plugin.solvers.cpd import Cpd
@@ -50,18 +49,6 @@ FITS = [
     Fit("cpd large", CPD, (220,)),
     Fit("tucker2_cpd", Tucker2Cpd(cpd=CPD), (40, 32, 60)),
 ]
-
-
-def allocated(function: Callable[[], object]) -> int:
-    """Peak bytes that the call holds beyond what was held before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        function()
-    held = peak = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def problems() -> dict[str, Problem]:

@@ -9,10 +9,22 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import lowrank_plugin
 
 SECTION = {"budget": {"macs": 0.6}, "rank_multiple": 4}
+
+
+class Kept(nn.Module):
+    """Passes some channels on."""
+
+    def __init__(self, which: slice) -> None:
+        super().__init__()
+        self.which = which
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.which]
 
 
 def finite(model, x):
@@ -40,10 +52,21 @@ def test_dead_channels_are_no_obstacle(network, images):
     with torch.no_grad():
         dead[1].conv1.weight[::2] = 0
         dead[1].bn1.bias[::2] = -1
-    small = lowrank_plugin.decompose(dead, images, **SECTION)
+    by_svd = {"decomposers": ["svd"], "calibration": {"positions": 1e9}}
+    small = lowrank_plugin.decompose(dead, images, ranks={"1.conv2": 8}, **by_svd, **SECTION)
     assert finite(small, images[0])
-    record = lowrank_plugin.report(small).to_dict()["layers"]["1.conv2"]
-    assert record["error"] is None or record["error"] < 0.5
+    found = lowrank_plugin.report(small).to_dict()["layers"]["1.conv2"]
+    assert found["rank"] == [8]
+    # half of its inputs are always zero: those that are not are approximated as well as if they were alone
+    alive = copy.deepcopy(dead)
+    alive[1].conv2 = nn.Sequential(Kept(slice(1, None, 2)), nn.Conv2d(12, 24, 3, padding=1))
+    with torch.no_grad():
+        alive[1].conv2[1].weight.copy_(dead[1].conv2.weight[:, 1::2])
+        alive[1].conv2[1].bias.copy_(dead[1].conv2.bias)
+    torch.testing.assert_close(alive(images[0]), dead(images[0]))
+    alone = lowrank_plugin.decompose(alive, images, ranks={"1.conv2.1": 8}, **by_svd)
+    error = lowrank_plugin.report(alone).to_dict()["layers"]["1.conv2.1"]["error"]
+    assert 0 < found["error"] == pytest.approx(error, rel=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 import re
 
@@ -54,8 +54,7 @@ def without_biases() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         widths = (3, 16, 16, 16, 16, 16)
-        pairs = zip(widths, widths[1:], strict=False)
-        return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs))
+        return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in itertools.pairwise(widths)))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,6 @@ def test_replacement_keeps_dtype_flags_and_hooks(images, dtype):
     model[1].train(False)
     seen = []
     handle = model[1].register_forward_hook(lambda module, args, output: seen.append(output.shape))
-    before = copy.deepcopy(model[0].state_dict())
     data = [batch.to(dtype) for batch in images]
     small = lowrank_plugin.decompose(
         model, data, ranks={"1": 4, "0": 3}, decomposers=["svd"], repair="moments", inplace=True
@@ -203,7 +201,7 @@ def test_replacement_keeps_dtype_flags_and_hooks(images, dtype):
     assert all(parameter.requires_grad for parameter in small[1].parameters())
     assert small[0].training
     assert not any(module.training for module in small[1].modules())
-    assert before.keys() == {"weight", "bias"}
+    assert [list(chain.state_dict()) for chain in small] == [["0.weight", "1.weight", "1.bias"]] * 2
     seen.clear()
     with torch.no_grad():
         small(data[0])
@@ -271,10 +269,21 @@ def test_observers_see_every_step(network, images):
 
 
 def test_what_a_model_reports(network, images):
-    text = lowrank_plugin.report(lowrank_plugin.decompose(network, images, **HALF)).to_str()
-    assert "1.conv1" in text
-    assert "whole model" in text
-    assert json.dumps(lowrank_plugin.report(lowrank_plugin.decompose(network, images, **HALF)).to_dict())
+    report = lowrank_plugin.report(lowrank_plugin.decompose(network, images, ignored_scopes="6", **HALF))
+    record = report.to_dict()
+    assert json.loads(json.dumps(record)) == record
+    rows = {line.split("|")[1].strip(): line for line in report.to_str().splitlines() if line.count("|") > 7}
+    assert rows.keys() == {"Layer", *record["layers"], "6", "whole model"}
+    for name, entry in record["layers"].items():
+        cells = [cell.strip() for cell in rows[name].split("|")[2:-1]]
+        assert cells[:2] == [entry["decomposer"], "x".join(map(str, entry["rank"]))]
+        before, after = entry["macs"]
+        assert cells[2].endswith(f"({after / before:.0%})")
+        before, after = entry["parameters"]
+        assert cells[3].endswith(f"({after / before:.0%})")
+        assert cells[4] == ("" if entry["error"] is None else f"{entry['error']:.4f}")
+        assert entry["status"].startswith(cells[5])
+    assert "Left alone: in the ignored scopes." in rows["6"]
 
 
 def test_batches_with_labels_and_samples(network, images):
