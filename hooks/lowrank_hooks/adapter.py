@@ -124,7 +124,8 @@ class Windowed(Protocol):
     def windows(self, module: nn.Module) -> tuple[Window, ...] | None:
         """The window on each spatial axis; None where this module's patches are not such windows.
 
-        Where they are, inputs are [B, G*S, *size], channels by groups, and ``patches`` has at [b, p, g, s, k] what
-        the windows say for channel ``g * S + s`` of sample b.
+        Where they are, inputs are [B, G*S, *size] and outputs [B, G*T, *out], channels by groups, and ``patches`` has
+        at [b, p, g, s, k] what the windows say for channel ``g * S + s`` of sample b. Inputs with fewer axes, of one
+        sample, are not looked at through the windows.
         """
         ...

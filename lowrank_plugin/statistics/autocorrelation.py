@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowrank_hooks import LayerAdapter, Windowed
 from lowrank_plugin.statistics.moments import Moments, outer, working
 
 
@@ -84,25 +84,24 @@ class Geometry:
     axes: tuple[Axis, ...]
 
     @classmethod
-    def of(cls, module: Any, inputs: torch.Size, outputs: torch.Size) -> Geometry | None:
-        """That of a convolution module for inputs of one size.
+    def of(cls, adapter: LayerAdapter, module: nn.Module, inputs: torch.Size, outputs: torch.Size) -> Geometry | None:
+        """That of a module for inputs of one size.
 
-        :param module: a Conv1d, Conv2d or Conv3d.
-        :param inputs: shape of its input [B, C, *size].
-        :param outputs: shape of its output.
-        :return: None where it has strides, pads with something other than zeros or gets a sample without a batch axis.
+        :param adapter: how the module is seen.
+        :param module: the module.
+        :param inputs: shape of its input [B, G*S, *size].
+        :param outputs: shape of its output [B, G*T, *out].
+        :return: None where its patches are not windows of stride 1, or it gets a sample without a batch axis.
         """
-        count = len(module.kernel_size)
-        sides = module._reversed_padding_repeated_twice
-        if any(each != 1 for each in module.stride) or len(inputs) != count + 2:
-            return None
-        if module.padding_mode != "zeros" and any(sides):
+        windows = adapter.windows(module) if isinstance(adapter, Windowed) else None
+        if windows is None or any(window.stride != 1 for window in windows) or len(inputs) != len(windows) + 2:
             return None
         axes = tuple(
-            Axis(module.kernel_size[a], module.dilation[a], sides[-2 * a - 2], inputs[2 + a], outputs[2 + a])
-            for a in range(count)
+            Axis(window.taps, window.dilation, window.before, size, out)
+            for window, size, out in zip(windows, inputs[2:], outputs[2:], strict=True)
         )
-        return cls(module.groups, module.in_channels // module.groups, axes)
+        groups, _, channels = adapter.kernel(module).shape[:3]
+        return cls(groups, channels, axes)
 
     @cached_property
     def pieces(self) -> list[Piece]:
@@ -130,8 +129,9 @@ class Geometry:
 class Autocorrelation:
     """Streaming sums over the pieces of maps of one size; as precise as :class:`Moments`, of all positions.
 
+    >>> from lowrank_plugin.layers.adapters import ConvAdapter
     >>> conv = torch.nn.Conv1d(1, 1, 3, padding=1)
-    >>> seen = Autocorrelation(Geometry.of(conv, torch.Size([1, 1, 4]), torch.Size([1, 1, 4])))
+    >>> seen = Autocorrelation(Geometry.of(ConvAdapter(), conv, torch.Size([1, 1, 4]), torch.Size([1, 1, 4])))
     >>> seen.add(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))
     >>> seen.moments().mean
     tensor([[1.5000, 2.5000, 2.2500]], dtype=torch.float64)

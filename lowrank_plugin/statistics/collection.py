@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_plugin.layers.adapters import ConvAdapter
 from lowrank_plugin.layers.survey import Layer, layer_input
 from lowrank_plugin.statistics.autocorrelation import Autocorrelation, Geometry
 from lowrank_plugin.statistics.moments import ChannelStatistics, Moments, working
@@ -178,10 +177,10 @@ def correlated(layer: Layer, module: nn.Module, samples: int, positions: float) 
     :param samples: how many samples there will be in all.
     :param positions: patches wanted, as a multiple of the width of the covariance.
     """
-    if type(layer.adapter) is not ConvAdapter or len({(before[1:], after[1:]) for before, after in layer.calls}) != 1:
+    if len({(before[1:], after[1:]) for before, after in layer.calls}) != 1:
         return None
     before, after = layer.calls[0]
-    geometry = Geometry.of(module, before, after)
+    geometry = Geometry.of(layer.adapter, module, before, after)
     if geometry is None or geometry.bytes > product_bytes(layer):
         return None
     width, calls = layer.shape.in_channels * layer.shape.taps, len(layer.calls)

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank_hooks import LayerAdapter
-from lowrank_plugin.layers.adapters import ConvAdapter
+from lowrank_hooks import LayerAdapter, Window, Windowed
 
 
 def draw(
@@ -28,13 +28,15 @@ def draw(
     :param generator: a generator on the CPU.
     :return: [N, G, S*K], a copy unless it is all of them.
     """
-    batched = inputs.dim() == adapter.kernel(module).dim() - 1
-    if type(adapter) is ConvAdapter and module.padding_mode == "zeros" and batched:
+    kernel = adapter.kernel(module)
+    windows = adapter.windows(module) if isinstance(adapter, Windowed) else None
+    if windows is not None and inputs.dim() == len(windows) + 2:
         leading = (outputs.shape[0], *outputs.shape[2:])
         if wanted < math.prod(leading):
-            return _convolved(module, inputs, _places(leading, wanted, generator)).flatten(2)
+            places = _places(leading, wanted, generator)
+            return _seen_through(windows, inputs, places).unflatten(1, (len(kernel), -1)).flatten(2)
     view = adapter.patches(module, inputs)
-    return draw_positions(view, view.dim() - adapter.kernel(module).dim() + 1, wanted, generator).flatten(2)
+    return draw_positions(view, view.dim() - kernel.dim() + 1, wanted, generator).flatten(2)
 
 
 def draw_positions(view: Tensor, axes: int, wanted: float, generator: torch.Generator) -> Tensor:
@@ -58,19 +60,17 @@ def _places(leading: tuple[int, ...], wanted: float, generator: torch.Generator)
     return torch.unravel_index(chosen, leading)
 
 
-def _convolved(module: Any, inputs: Tensor, places: tuple[Tensor, ...]) -> Tensor:
-    """Patches of a zero-padded convolution at some places, [N, G, S, *kernel]; nothing else is padded or copied."""
-    axes = len(module.kernel_size)
+def _seen_through(windows: Sequence[Window], inputs: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Windows of [B, C, *size] at some places, [N, C, *taps]; nothing else is padded or copied."""
+    axes = len(windows)
     sample, *positions = (each.to(inputs.device).reshape(-1, *(1,) * axes) for each in places)
-    sides = module._reversed_padding_repeated_twice
     outside: Any = False
     index = [sample]
-    for axis, position in enumerate(positions):
-        tap = torch.arange(module.kernel_size[axis], device=inputs.device) * module.dilation[axis]
-        tap = tap.reshape(-1, *(1,) * (axes - 1 - axis))
-        source = position * module.stride[axis] + tap - sides[-2 * axis - 2]
+    for axis, (window, position) in enumerate(zip(windows, positions, strict=True)):
+        tap = torch.arange(window.taps, device=inputs.device) * window.dilation
+        source = position * window.stride + tap.reshape(-1, *(1,) * (axes - 1 - axis)) - window.before
         last = inputs.shape[2 + axis] - 1
         outside = outside | (source < 0) | (source > last)
         index.append(source.clamp(0, last))
     patches = inputs.movedim(1, -1)[tuple(index)].masked_fill(outside.unsqueeze(-1), 0)
-    return patches.movedim(-1, 1).unflatten(1, (module.groups, -1))
+    return patches.movedim(-1, 1)

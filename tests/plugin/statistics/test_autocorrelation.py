@@ -23,7 +23,7 @@ from lowrank_plugin.statistics.moments import Moments
 
 
 def both_ways(conv, batches):
-    geometry = Geometry.of(conv, batches[0].shape, conv(batches[0]).shape)
+    geometry = Geometry.of(ConvAdapter(), conv, batches[0].shape, conv(batches[0]).shape)
     if geometry is None:
         return None, None
     direct, correlation = Moments(), Autocorrelation(geometry)
@@ -65,7 +65,7 @@ def test_single_precision_loses_no_more_digits_than_the_patches(offset):
 
 def test_a_kernel_of_three_needs_twenty_nine_products():
     conv = nn.Conv2d(8, 8, 3, padding=1)
-    geometry = Geometry.of(conv, torch.Size([1, 8, 7, 7]), torch.Size([1, 8, 7, 7]))
+    geometry = Geometry.of(ConvAdapter(), conv, torch.Size([1, 8, 7, 7]), torch.Size([1, 8, 7, 7]))
     assert len(geometry.pieces) == 29
     # (7 + 6 + 5 + 6 + 5) ** 2 pairs of positions on a 7x7 map, one of each mirrored two
     assert geometry.multiplications == 8 * 8 * (29**2 + 7**2) // 2
