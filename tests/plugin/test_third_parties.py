@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 import lowrank_plugin
-from lowrank_hooks import DecomposerRecord, Point, RankPolicyRecord, hookimpl
+from lowrank_hooks import DecomposerRecord, KernelShape, Point, RankPolicyRecord, hookimpl
 from lowrank_plugin.errors import PluginError
+from lowrank_plugin.layers.adapters import ConvAdapter
+from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.repair.moments import absorb
 from lowrank_plugin.solvers.svd import Svd
+from lowrank_plugin.statistics.collection import collect
 
 
 class OneNorm(Svd):
@@ -111,20 +113,6 @@ def test_ranks_without_a_predicted_error_are_not_offered(caplog):
     assert all(layer["error"] is not None for layer in plan["layers"].values())
 
 
-@pytest.mark.parametrize(
-    "last",
-    [nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, bias=False), nn.Conv2d(4, 6, 3, groups=2)],
-    ids=str,
-)
-def test_repair_knows_where_outputs_are(last):
-    last = last.double()
-    x, scale, shift = (torch.rand(*size, dtype=torch.float64) for size in ((2, 4, 5, 5), (6,), (6,)))
-    with torch.no_grad():
-        wanted = last(x) * scale[:, None, None] + shift[:, None, None]
-        absorb(last, scale, shift)
-        torch.testing.assert_close(last(x), wanted)
-
-
 class Collapses(Svd):
     """Its factorisation breaks down."""
 
@@ -150,3 +138,50 @@ def test_a_fit_that_breaks_down_keeps_the_layer(caplog):
         manager().unregister(made)
     assert isinstance(small[0], nn.Linear)
     assert "Layer 0 stays dense: its fit by 'collapses' failed" in caplog.text
+
+
+class Strided(nn.Module):
+    """A convolution that is none of torch's classes."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__()
+        self.inner = nn.Conv2d(*arguments, **options)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Seen:
+    """Tells the windows of such a layer, and counts how often its patches are put together."""
+
+    def __init__(self, windows):
+        self.built = 0
+        if windows:
+            self.windows = lambda module: ConvAdapter().windows(module.inner)
+
+    def kernel(self, module):
+        return ConvAdapter().kernel(module.inner)
+
+    def patches(self, module, inputs):
+        self.built += 1
+        return ConvAdapter().patches(module.inner, inputs)
+
+    def outputs(self, module, outputs):
+        return ConvAdapter().outputs(module.inner, outputs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("positions", [0.5, 1e9])
+def test_patches_of_an_adapter_that_tells_its_windows_are_not_all_built(stride, positions):
+    layer = Strided(4, 6, 3, stride=stride, padding=1, groups=2).double()
+    inputs = torch.randn(8, 4, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, built = [], []
+    for windows in (False, True):
+        adapter, shape = Seen(windows), KernelShape(2, 3, 2, (3, 3))
+        known = Layer("", "Strided", adapter, shape, ((inputs.shape, layer(inputs).shape),))
+        moments = collect(layer, {"": known}, [inputs], positions=positions)[""].inputs
+        found.append((moments.count, moments.mean, moments.covariance))
+        built.append(adapter.built)
+    # without strides whole maps are correlated; with them, all patches are built only where all are wanted
+    assert built == [1, 1 if stride == 2 and positions > 1 else 0]
+    torch.testing.assert_close(found[1], found[0])

@@ -34,7 +34,15 @@ class TransposedConvAdapter:
 
     def kernel(self, module: Any) -> Tensor:
         """[G, T, S, kh, kw]."""
-        return module.weight.detach().unflatten(0, (module.groups, -1)).transpose(1, 2).flip(-2, -1)
+        return self.to_kernel(module, module.weight.detach())
+
+    def to_kernel(self, module: Any, weight: Tensor) -> Tensor:
+        """[G * S, T, kh, kw] to [G, T, S, kh, kw]."""
+        return weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flip(-2, -1)
+
+    def to_weight(self, module: Any, kernel: Tensor) -> Tensor:
+        """[G, T, S, kh, kw] to [G * S, T, kh, kw]."""
+        return kernel.flip(-2, -1).transpose(1, 2).flatten(0, 1)
 
     def patches(self, module: Any, inputs: Tensor) -> Tensor:
         """[B, H, W, G, S, kh, kw], a view of the input with zeros between and around its pixels."""
