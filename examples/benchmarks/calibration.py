@@ -92,7 +92,11 @@ def _memory(model: nn.Module, layers: dict[str, Layer], batches: list[torch.Tens
     _run(model, batches[:2])
     before = _peak()
     collect(model, layers, batches)
-    return {"predicted": passes.divide(model, layers, batches, SETTINGS).peak, "measured": _peak() - before}
+    allowed = SETTINGS.calibration
+    return {
+        "predicted": passes.divide(model, layers, batches, allowed.positions, allowed.memory_gb).peak,
+        "measured": _peak() - before,
+    }
 
 
 def _peak() -> int:

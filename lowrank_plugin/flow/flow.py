@@ -22,7 +22,7 @@ from lowrank_plugin.flow.clock import make_clock
 from lowrank_plugin.flow.sources import Observing
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.scopes import matches
-from lowrank_plugin.plugins import DECOMPOSERS, RANK_POLICIES, manager
+from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, RANK_POLICIES, manager
 from lowrank_plugin.ranks import planning
 from lowrank_plugin.ranks.allocation import Candidates, Chosen, chains_of
 from lowrank_plugin.ranks.budgets import unit_of
@@ -248,7 +248,8 @@ class Flow(Observing):
         """Match the moments of the chains' outputs, then distil; the errors of the distilled blocks."""
         names = list(chains)
         layers = {name: self.survey.layers[name] for name in names}
-        match_moments(compressed, templates, layers, self._outputs(names), self.batches, self.steps)
+        adapters = manager().registered(LAYER_ADAPTERS)
+        match_moments(compressed, templates, layers, self._outputs(names), self.batches, adapters, self.steps)
         settings = self.settings
         if settings.repair != "distill":
             return {}
@@ -265,6 +266,7 @@ class Flow(Observing):
             compressed,
             names,
             self.batches,
+            adapters=adapters,
             iterations=limits.steps,
             network_iterations=limits.network_steps,
             seed=settings.seed,

@@ -113,7 +113,8 @@ class Observing:
     def _passes(self, names: Sequence[str]) -> dict[str, Observed]:
         """Look at layers in as many passes as the memory allowed asks for."""
         layers = {name: self.survey.layers[name] for name in names}
-        needed = passes.divide(self.model, layers, self.batches, self.settings)
+        allowed = self.settings.calibration
+        needed = passes.divide(self.model, layers, self.batches, allowed.positions, allowed.memory_gb)
         for name, reason in needed.refusals.items():
             self._refuse(name, reason)
         self.memory = {"peak": needed.peak, "passes": len(needed.groups)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lowrank_plugin.chains.record import report
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.layers.kinds import Adapters, Writable, writable
+from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.support.batches import call, evaluating, take_batches
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
@@ -26,7 +27,8 @@ SAMPLES = 128
 _FLOOR = 1e-3
 """Standard deviations, as a share of the largest, below which directions count as equally small."""
 
-_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Stage = tuple[nn.Module, Writable]
+"""A stage of a chain with the adapter by which it is seen and written to."""
 
 
 def rotate_chains(
@@ -69,65 +71,71 @@ def rotate_chains(
     :raises LowRankError: where the model carries no record of its chains, or the data cannot be used.
     """
     model = compressed if inplace else copy.deepcopy(compressed)
-    pairs = list(_pairs(model))
+    pairs = list(_pairs(model, manager().registered(LAYER_ADAPTERS)))
     if not pairs:
         return model
-    steps = Steps(progress, manager().observe)
-    moments = _second_moments(model, [first for first, _ in pairs], take_batches(model, batches, samples), steps)
+    steps, taken = Steps(progress, manager().observe), take_batches(model, batches, samples)
+    moments = _second_moments(model, [first for first, _ in pairs], taken, steps)
     for index, (first, second) in enumerate(pairs):
         if index in moments and bool(torch.isfinite(moments[index]).all()):
             _change_basis(first, second, moments[index])
     return model
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+def _pairs(model: nn.Module, adapters: Adapters) -> Iterator[tuple[Stage, Stage]]:
     """Stages that follow on each other and may exchange a basis."""
     for name in report(model).to_dict()["layers"]:
         chain = model.get_submodule(name)
         stages = list(chain) if isinstance(chain, nn.Sequential) else []
-        yield from ((first, second) for first, second in pairwise(stages) if _open(first, second))
+        for first, second in pairwise(_open(stage, adapters) for stage in stages):
+            if first is not None and second is not None:
+                yield first, second
 
 
-def _open(*stages: nn.Module) -> bool:
-    return all(
-        isinstance(stage, _KINDS)
-        and getattr(stage, "groups", 1) == 1
-        and not parametrize.is_parametrized(stage)
-        and stage.weight.dtype.itemsize >= 4
-        for stage in stages
-    )
+def _open(stage: nn.Module, adapters: Adapters) -> Stage | None:
+    """A stage whose basis may be changed: all of its channels meet, and half precision would lose digits."""
+    adapter = None if parametrize.is_parametrized(stage) else writable(stage, adapters)
+    if adapter is None or len(adapter.kernel(stage)) != 1 or stage.get_parameter("weight").dtype.itemsize < 4:
+        return None
+    return stage, adapter
 
 
-def _second_moments(model: nn.Module, stages: list[Any], batches: list[Any], steps: Steps) -> dict[int, Tensor]:
+def _second_moments(
+    model: nn.Module, stages: Sequence[Stage], batches: Sequence[Any], steps: Steps
+) -> dict[int, Tensor]:
     """The sums of squares and products of the stages' outputs, about zero: float64 [R, R] by place."""
     sums: dict[int, Tensor] = {}
 
-    def watching(index: int) -> Any:
-        def hook(stage: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            vectors = output.movedim(-stage.weight.dim() + 1, -1).reshape(-1, stage.weight.shape[0])
+    def watching(index: int, adapter: Writable) -> Callable[..., None]:
+        def hook(stage: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            vectors = adapter.outputs(stage, output).flatten(0, -2)
             sums[index] = sums.get(index, 0) + (vectors.mT @ vectors).double()
 
         return hook
 
-    with evaluating(model), hooked({stage: watching(index) for index, stage in enumerate(stages)}):
+    hooks = {stage: watching(index, adapter) for index, (stage, adapter) in enumerate(stages)}
+    with evaluating(model), hooked(hooks):
         for batch in steps.each("rotate", "Rotating chains", batches):
             call(model, batch)
     return sums
 
 
 @torch.no_grad()
-def _change_basis(first: Any, second: Any, moment: Tensor) -> None:
-    columns = second.weight.double().movedim(1, 0).flatten(1)
+def _change_basis(first: Stage, second: Stage, moment: Tensor) -> None:
+    (maker, makes), (reader, reads) = first, second
+    [made], [read] = makes.kernel(maker).double(), reads.kernel(reader).double()
+    columns = read.movedim(1, 0).flatten(1)
     there, back = balanced(moment, columns @ columns.mT)
-    made = torch.tensordot(there, first.weight.double(), dims=1)
-    read = torch.tensordot(second.weight.double(), back, dims=([1], [0])).movedim(-1, 1)
+    made = torch.tensordot(there, made, dims=1)
+    read = torch.tensordot(read, back, dims=([1], [0])).movedim(-1, 1)
     # training wants weights of one size in both stages; rounding does not mind
     sizes = [tensor.square().mean().sqrt() for tensor in (made, read)]
     scale = (sizes[1] / sizes[0]).sqrt() if min(sizes) > 0 else 1.0
-    first.weight.copy_(made * scale)
-    if first.bias is not None:
-        first.bias.copy_(there @ first.bias.double() * scale)
-    second.weight.copy_(read / scale)
+    maker.get_parameter("weight").copy_(makes.to_weight(maker, (made * scale)[None]))
+    bias = maker._parameters.get("bias")
+    if bias is not None:
+        bias.copy_(there @ bias.double() * scale)
+    reader.get_parameter("weight").copy_(reads.to_weight(reader, (read / scale)[None]))
 
 
 def balanced(moment: Tensor, reading: Tensor) -> tuple[Tensor, Tensor]:

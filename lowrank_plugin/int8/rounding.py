@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_plugin.layers.survey import Layer, called_layers
+from lowrank_plugin.layers.kinds import Writable, writable
+from lowrank_plugin.layers.survey import called_layers
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.settings import Calibration, Settings
+from lowrank_plugin.settings import Calibration
 from lowrank_plugin.statistics.collection import Observed, collect, product_bytes
 from lowrank_plugin.statistics.moments import outer
 from lowrank_plugin.statistics.norms import shrinkage
@@ -114,43 +115,44 @@ def round_weights(
     A row of a weight for which rounding to the nearest would be better on the calibration data is rounded so.
 
     :param model: the network, with its quantizers in place.
-    :param grids: the grids by layer name. Layers that are not called, whose inputs are not finite, or that are too
-        wide for the second moments of their inputs to be held, are left as they are.
+    :param grids: the grids by layer name. Layers that are not called, that no adapter can write to
+        (:class:`lowrank_hooks.WeightLayout`), whose inputs are not finite, or that are too wide for the second moments
+        of their inputs to be held, are left as they are.
     :param batches: calibration data, as for :func:`lowrank_plugin.decompose`.
     :param samples: the most samples used.
     :param memory_gb: gigabytes that the second moments of the inputs may need; what does not fit takes more passes.
     :param progress: shows a bar.
     :raises LowRankError: where the data cannot be used.
     """
-    taken, settings = take_batches(model, batches, samples), Settings(calibration=Calibration(memory_gb=memory_gb))
-    steps = Steps(progress, manager().observe)
-    layers = called_layers(
-        model, taken[0], {name: model.get_submodule(name) for name in grids}, manager().registered(LAYER_ADAPTERS)
-    )
+    adapters, steps = manager().registered(LAYER_ADAPTERS), Steps(progress, manager().observe)
+    modules = {name: model.get_submodule(name) for name in grids}
+    layouts = {name: found for name, module in modules.items() if (found := writable(module, adapters)) is not None}
+    taken = take_batches(model, batches, samples)
+    layers = called_layers(model, taken[0], {name: modules[name] for name in layouts}, adapters)
 
     def look(names: list[str]) -> dict[str, Observed]:
         return collect(model, {name: layers[name] for name in names}, taken, steps=steps)
 
-    observed = collect_in_passes(look, divide(model, layers, taken, settings).groups)
+    observed = collect_in_passes(look, divide(model, layers, taken, Calibration.positions, memory_gb).groups)
     names = list(observed)
     for name in steps.each("round", "Rounding weights", names, names):
         small = _COPIES * product_bytes(layers[name]) <= memory_gb * GIGABYTE
         if small and observed[name].patches.finite:
-            _round(layers[name], model.get_submodule(name), grids[name], observed[name].inputs)
+            _round(layouts[name], modules[name], grids[name], observed[name].inputs)
 
 
 @torch.no_grad()
-def _round(layer: Layer, module: Any, grid: Grid, inputs: Inputs) -> None:
-    kernel = layer.adapter.kernel(module)
+def _round(adapter: Writable, module: nn.Module, grid: Grid, inputs: Inputs) -> None:
+    kernel, bias = adapter.kernel(module), module._parameters.get("bias")
     grid, rows = grid.grouped(len(kernel)), kernel.flatten(2).double()
     # a bias takes up what rounding changes in the mean
-    moment = inputs.covariance if module.bias is not None else inputs.covariance + outer(inputs.mean, inputs.mean)
+    moment = inputs.covariance if bias is not None else inputs.covariance + outer(inputs.mean, inputs.mean)
     before, after = grid.nearest(rows), rounded(rows, _damped(moment, inputs.count), grid)
     better = _errors(rows - after, moment) < _errors(rows - before, moment)
     chosen = torch.where(better, after, before)
-    kernel.copy_(chosen.reshape(kernel.shape))
-    if module.bias is not None:
-        module.bias += ((rows - chosen) @ inputs.mean[..., None]).flatten()
+    module.get_parameter("weight").copy_(adapter.to_weight(module, chosen.reshape(kernel.shape)))
+    if bias is not None:
+        bias.add_(((rows - chosen) @ inputs.mean[..., None]).flatten())
 
 
 def _damped(moment: Tensor, count: int) -> Tensor:

@@ -14,17 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_hooks import KernelShape, LayerAdapter, LayerAdapterRecord, StageShape
+from lowrank_hooks import KernelShape, LayerAdapter, StageShape
+from lowrank_plugin.layers.kinds import Adapters, by_type
 from lowrank_plugin.layers.reads import watching
 from lowrank_plugin.layers.scopes import check_scopes, matches
 from lowrank_plugin.layers.subclasses import known_base
-from lowrank_plugin.plugins import Registered
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.batches import batch_size, call, evaluating
 from lowrank_plugin.support.hooking import hooked
-
-Adapters = Mapping[str, Registered[LayerAdapterRecord]]
-"""Layer adapters by the name of their layers' kind."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +91,18 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Adapter
     :raises CalibrationError: where the model cannot take the example.
     :raises ConfigurationError: where a scope or a pattern of ranks matches no layer.
     """
-    by_type = _by_type(adapters)
+    types = by_type(adapters)
     candidates = {name: module for name, module in model.named_modules() if _has_weight(module)}
     for key in ("target_scopes", "ignored_scopes", "ranks"):
         check_scopes(getattr(settings, key) or (), candidates, key)
     sharing = _shared_weights(candidates)
-    known = _known(candidates, by_type)
+    known = _known(candidates, types)
     calls, readers, macs = _example_run(model, example, known)
     layers, refusals = {}, {}
     for name in sorted(candidates, key=lambda name: list(calls).index(name) if name in calls else len(calls)):
         module = candidates[name]
         _, base = known.get(name, (module, None))
-        reason = _refusal(name, module, base, by_type, settings) or sharing.get(name)
+        reason = _refusal(name, module, base, types, settings) or sharing.get(name)
         if reason is None and name in readers:
             reason = f"its attribute {readers[name]!r} is read outside of its own forward, which a chain does not have"
         if reason is None and name not in calls:
@@ -113,7 +110,7 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Adapter
         if reason is not None:
             refusals[name] = reason
             continue
-        layers[name] = _layer(name, *known[name], by_type, calls[name])
+        layers[name] = _layer(name, *known[name], types, calls[name])
     samples = batch_size(example)
     return Survey(layers, refusals, macs / samples, sum(p.numel() for p in model.parameters()), samples)
 
@@ -129,19 +126,15 @@ def called_layers(
     :param adapters: the layer adapters by name.
     :raises CalibrationError: where the model cannot take the example.
     """
-    by_type = _by_type(adapters)
-    known = _known(modules, by_type)
+    types = by_type(adapters)
+    known = _known(modules, types)
     calls, _, _ = _example_run(model, example, known)
-    return {name: _layer(name, *known[name], by_type, each) for name, each in calls.items()}
+    return {name: _layer(name, *known[name], types, each) for name, each in calls.items()}
 
 
-def _by_type(adapters: Adapters) -> dict[type, tuple[str, LayerAdapter]]:
-    return {entry.record.module_type: (name, entry.record.adapter) for name, entry in adapters.items()}
-
-
-def _known(modules: Mapping[str, nn.Module], by_type: Mapping[type, Any]) -> dict[str, tuple[nn.Module, type]]:
+def _known(modules: Mapping[str, nn.Module], types: Mapping[type, Any]) -> dict[str, tuple[nn.Module, type]]:
     """Those that have an adapter, each with the class it was made for."""
-    bases = {name: known_base(module, by_type) for name, module in modules.items()}
+    bases = {name: known_base(module, types) for name, module in modules.items()}
     return {name: (modules[name], base) for name, base in bases.items() if base is not None}
 
 
@@ -149,10 +142,10 @@ def _layer(
     name: str,
     module: nn.Module,
     base: type,
-    by_type: Mapping[type, tuple[str, LayerAdapter]],
+    types: Mapping[type, tuple[str, LayerAdapter]],
     calls: Sequence[tuple[torch.Size, torch.Size]],
 ) -> Layer:
-    kind, adapter = by_type[base]
+    kind, adapter = types[base]
     groups, out, inputs, *kernel = adapter.kernel(module).shape
     return Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls))
 
@@ -170,7 +163,7 @@ def _refusal(
     name: str,
     module: nn.Module,
     base: type | None,
-    by_type: Mapping[type, tuple[str, LayerAdapter]],
+    types: Mapping[type, tuple[str, LayerAdapter]],
     settings: Settings,
 ) -> str | None:
     if settings.target_scopes is not None and not any(matches(name, scope) for scope in settings.target_scopes):
@@ -180,7 +173,7 @@ def _refusal(
     if parametrize.is_parametrized(module):
         return "its weight is parametrised; remove the parametrisations first"
     if base is None:
-        return _unknown(module, by_type)
+        return _unknown(module, types)
     weight = module._parameters["weight"]
     if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter) or weight.is_meta:
         return "its weight is not initialised"
@@ -188,14 +181,14 @@ def _refusal(
         return f"its weight is not a dense floating-point tensor ({weight.dtype}, {weight.layout})"
     if not bool(torch.isfinite(weight).all()):
         return "its weight contains NaN or infinity"
-    return by_type[base][1].refusal(module)
+    return types[base][1].refusal(module)
 
 
-def _unknown(module: nn.Module, by_type: Mapping[type, Any]) -> str:
+def _unknown(module: nn.Module, types: Mapping[type, Any]) -> str:
     kind = type(module).__name__
-    if type(module) in by_type:
+    if type(module) in types:
         return "its forward was replaced by another function"
-    base = next((known.__name__ for known in by_type if isinstance(module, known)), None)
+    base = next((known.__name__ for known in types if isinstance(module, known)), None)
     return f"{kind} is a subclass of {base} that may compute something else" if base else f"no layer adapter for {kind}"
 
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from lowrank_hooks import LayerAdapter
-from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
+from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
 from lowrank_plugin.repair.gauss_newton import Sample, Weights, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
@@ -80,6 +79,7 @@ def distill(
     chains: Sequence[str],
     batches: Sequence[Any],
     *,
+    adapters: Adapters,
     iterations: int = 6,
     network_iterations: int = 0,
     seed: int = 0,
@@ -100,6 +100,8 @@ def distill(
     :param compressed: the network with chains, changed in place; at least float32.
     :param chains: names of the chains, in the order of the forward pass.
     :param batches: model inputs, at least two samples.
+    :param adapters: the layer adapters by name. Chains with a stage of a kind that none of them can write to
+        (:class:`lowrank_hooks.WeightLayout`) are left as they are.
     :param iterations: the most iterations of conjugate gradients for a block.
     :param network_iterations: the most for the whole network; where its output is no matrix of logits there are none.
     :param seed: of the random probes.
@@ -120,7 +122,8 @@ def distill(
             if block.name in found:
                 continue
             most = iterations if block.name else network_iterations or iterations
-            errors = _refit(original, compressed, block, learned, held_out, most, seed)
+            layers = _layers(block, compressed, adapters)
+            errors = _refit(original, compressed, block, layers, learned, held_out, most, seed)
             if errors is not None:
                 found[block.name] = errors
                 if notebook:
@@ -132,15 +135,15 @@ def _refit(
     original: nn.Module,
     compressed: nn.Module,
     block: Block,
+    layers: Mapping[str, tuple[nn.Module, Writable]],
     learned: Sequence[Any],
     held_out: Sequence[Any],
     iterations: int,
     seed: int,
 ) -> tuple[float, float] | None:
     module = compressed.get_submodule(block.name)
-    layers = _layers(block, compressed)
     if not layers:
-        logger.info("Block %s is not distilled: its chains are no plain convolutions or linear layers.", block.name)
+        logger.info("Block %s is not distilled: no adapter can write to the stages of its chains.", block.name)
         return None
     held = list(_samples(original, compressed, block.name, held_out))
     if not held:
@@ -158,7 +161,7 @@ def _refit(
 
 def fit_module(
     module: nn.Module,
-    layers: Mapping[str, tuple[nn.Module, LayerAdapter]],
+    layers: Mapping[str, tuple[nn.Module, Writable]],
     samples: Sequence[Sample],
     held_out: Sequence[Sample],
     loss: Loss,
@@ -202,16 +205,16 @@ def fit_module(
     return outcome.before / scale, outcome.after / scale
 
 
-def _layers(block: Block, model: nn.Module) -> dict[str, tuple[nn.Module, LayerAdapter]]:
-    """The stages of a block's chains by their names in it; only plain layers, whose patches can be seen."""
-    conv = ConvAdapter()
-    adapters: dict[type, LayerAdapter] = {nn.Conv1d: conv, nn.Conv2d: conv, nn.Conv3d: conv, nn.Linear: LinearAdapter()}
-    found = {}
+def _layers(block: Block, model: nn.Module, adapters: Adapters) -> dict[str, tuple[nn.Module, Writable]]:
+    """The stages of a block's chains by their names in it, where all stages of a chain can be written to."""
+    found: dict[str, tuple[nn.Module, Writable]] = {}
     for chain in block.chains:
         inside = chain[len(block.name) :].lstrip(".")
         stages = {f"{inside}.{name}".lstrip("."): stage for name, stage in model.get_submodule(chain).named_children()}
-        if all(type(stage) in adapters for stage in stages.values()):
-            found.update({name: (stage, adapters[type(stage)]) for name, stage in stages.items()})
+        seen = {name: (stage, writable(stage, adapters)) for name, stage in stages.items()}
+        known = {name: (stage, adapter) for name, (stage, adapter) in seen.items() if adapter is not None}
+        if len(known) == len(stages):
+            found.update(known)
     return found
 
 
@@ -247,7 +250,7 @@ def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Seq
             yield from (Sample(each, output) for each, output in zip(inputs, outputs, strict=True))
 
 
-def _wanted(layers: Mapping[str, tuple[nn.Module, LayerAdapter]], seen: Sequence[Sample]) -> int:
+def _wanted(layers: Mapping[str, tuple[nn.Module, Writable]], seen: Sequence[Sample]) -> int:
     """How many samples a block is fitted to."""
     kernels = [adapter.kernel(layer) for layer, adapter in layers.values()]
     inputs = max(kernel[0, 0].numel() for kernel in kernels)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import LayerAdapter
+from lowrank_plugin.layers.kinds import Writable
 from lowrank_plugin.layers.survey import layer_input
 from lowrank_plugin.repair.gauss_newton import Sample, Weights
 from lowrank_plugin.statistics.sampling import draw_positions
@@ -47,7 +48,7 @@ class Kronecker:
     ICML 2016, section 3.
 
     :param function: from no weights and the inputs of a sample to an output, through the layers themselves.
-    :param layers: convolutions and linear layers by name, each with the adapter that shows its patches.
+    :param layers: layers by name, each with the adapter that shows its patches and the layout of its weight.
     :param samples: some, for the moments.
     :param share: which part they are of the samples that the matrix is a sum over.
     :param loss: the loss.
@@ -57,7 +58,7 @@ class Kronecker:
     def __init__(
         self,
         function: Callable[[Weights, Any], Tensor],
-        layers: Mapping[str, tuple[nn.Module, LayerAdapter]],
+        layers: Mapping[str, tuple[nn.Module, Writable]],
         samples: Sequence[Sample],
         share: float,
         loss: Loss,
@@ -85,15 +86,16 @@ class Kronecker:
         for name, (basis, probes, curvature) in self._factors.items():
             layer, adapter = self._layers[name]
             weight, *bias = _names(name, layer)
-            groups, out = adapter.kernel(layer).shape[:2]
-            rows = gradient[weight].reshape(groups, out, -1)
+            kernel = adapter.to_kernel(layer, gradient[weight])
+            groups, out = kernel.shape[:2]
+            rows = kernel.reshape(groups, out, -1)
             if bias:
                 rows = torch.cat([rows, gradient[bias[0]].reshape(groups, out, 1)], dim=2)
             rows = probes @ (probes.mT @ rows @ basis / curvature) @ basis.mT
             if bias:
                 found[bias[0]] = rows[..., -1].reshape_as(gradient[bias[0]])
                 rows = rows[..., :-1]
-            found[weight] = rows.reshape_as(gradient[weight])
+            found[weight] = adapter.to_weight(layer, rows.reshape(kernel.shape))
         return found
 
 
@@ -103,7 +105,7 @@ def _names(name: str, layer: nn.Module) -> list[str]:
 
 def _observe(
     function: Callable[[Weights, Any], Tensor],
-    layers: Mapping[str, tuple[nn.Module, LayerAdapter]],
+    layers: Mapping[str, tuple[nn.Module, Writable]],
     samples: Sequence[Sample],
     loss: Loss,
     seed: int,

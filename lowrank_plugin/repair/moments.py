@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -12,12 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_hooks import WeightLayout
+from lowrank_plugin.layers.kinds import Adapters, writable
 from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.statistics.moments import ChannelStatistics
 from lowrank_plugin.support import processes
 from lowrank_plugin.support.batches import call, evaluating
 from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.messages import listed
 from lowrank_plugin.support.progress import SILENT, Steps
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_SCALE = 2.0
 
@@ -28,6 +34,7 @@ def match_moments(
     layers: Mapping[str, Layer],
     wanted: Mapping[str, Sequence[ChannelStatistics]],
     batches: Sequence[Any],
+    adapters: Adapters,
     steps: Steps = SILENT,
 ) -> None:
     """Give every chain a scale and a shift a channel, absorbed into its last stage.
@@ -45,8 +52,15 @@ def match_moments(
     :param layers: how those are seen.
     :param wanted: the statistics of their outputs in the original network, a value for each call.
     :param batches: the model inputs that those statistics are from, in the same order.
+    :param adapters: the layer adapters by name. A chain whose last stage is of a kind that none of them can write to
+        (:class:`lowrank_hooks.WeightLayout`) is left as it is.
     :param steps: hears of each batch, as the step ``"repair"``.
     """
+    lasts = {name: list(compressed.get_submodule(name).children())[-1] for name in layers}
+    layouts = {name: layout for name, last in lasts.items() if (layout := writable(last, adapters)) is not None}
+    if left := [name for name in layers if name not in layouts]:
+        logger.info("The moments of %s are not matched: no adapter can write to their last stages.", listed(left))
+        layers = {name: layers[name] for name in layouts}
     divided = all(len(layer.calls) == 1 for layer in layers.values())
     mine = processes.in_step(batches) if divided else list(batches)
     running = {name: _Running(wanted[name], divided) for name in layers}
@@ -71,7 +85,7 @@ def match_moments(
             call(compressed, batches[-1] if batch is None else batch)
     for name, each in running.items():
         if each.seen:
-            absorb(compressed.get_submodule(name)[-1], *correction(each.wanted[len(each.seen) - 1], each.seen[-1]))  # type: ignore[index]
+            absorb(lasts[name], layouts[name], *correction(each.wanted[len(each.seen) - 1], each.seen[-1]))
 
 
 class _Running:
@@ -115,23 +129,27 @@ def correction(wanted: ChannelStatistics, seen: ChannelStatistics) -> tuple[Tens
     return scale, wanted.mean - scale * seen.mean
 
 
-def absorb(last: Any, scale: Tensor, shift: Tensor) -> None:
+@torch.no_grad()
+def absorb(last: nn.Module, layout: WeightLayout, scale: Tensor, shift: Tensor) -> None:
     """Multiply a layer's output by ``scale`` and add ``shift``, by changing its weight and bias.
 
-    :param last: a convolution or linear layer; it gets a bias if it has none.
-    :param scale: [C].
-    :param shift: [C].
+    >>> from lowrank_plugin.layers.adapters import LinearAdapter
+    >>> layer, x = nn.Linear(2, 3, bias=False), torch.ones(1, 2)
+    >>> wanted = 2 * layer(x) + 1
+    >>> absorb(layer, LinearAdapter(), torch.full((3,), 2.0), torch.ones(3))
+    >>> torch.allclose(layer(x), wanted)
+    True
+
+    :param last: a layer, changed in place; it gets a bias if it has none.
+    :param layout: of its weight.
+    :param scale: one for each output channel [G*T].
+    :param shift: likewise.
     """
-    with torch.no_grad():
-        weight = last.weight
-        # torch keeps the outputs of a transposed convolution on the second axis, those of each group alone
-        if getattr(last, "transposed", False):
-            by_group = weight.unflatten(0, (last.groups, -1)).transpose(1, 2)
-            by_group.mul_(scale.to(weight).reshape(*by_group.shape[:2], *(1 for _ in by_group.shape[2:])))
-        else:
-            weight.mul_(scale.to(weight).reshape(-1, *(1 for _ in weight.shape[1:])))
-        bias = shift if last.bias is None else last.bias.double() * scale + shift
-        if last.bias is None:
-            last.bias = nn.Parameter(bias.to(weight), requires_grad=weight.requires_grad)
-        else:
-            last.bias.copy_(bias)
+    weight, old = last.get_parameter("weight"), last._parameters.get("bias")
+    kernel = layout.to_kernel(last, weight)
+    factors = scale.to(weight).reshape(*kernel.shape[:2], *(1 for _ in kernel.shape[2:]))
+    weight.copy_(layout.to_weight(last, kernel * factors))
+    if old is None:
+        last.register_parameter("bias", nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad))
+    else:
+        old.copy_(old.double() * scale + shift)

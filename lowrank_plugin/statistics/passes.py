@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.statistics.collection import ENOUGH, Observed, correlated, product_bytes
 from lowrank_plugin.statistics.vectors import Vectors
@@ -86,24 +85,27 @@ class Passes:
     refusals: dict[str, str]
 
 
-def divide(model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any], settings: Settings) -> Passes:
+def divide(
+    model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any], positions: float, memory_gb: float
+) -> Passes:
     """Group layers so that no group needs more than is allowed.
 
     :param model: the network.
     :param layers: the layers, in the order of the groups.
     :param batches: model inputs.
-    :param settings: for the limit and the number of positions.
+    :param positions: patches wanted, as a multiple of the width of the covariance.
+    :param memory_gb: gigabytes that one pass may need.
     """
-    sizes, gigabytes = [batch_size(batch) for batch in batches], settings.calibration.memory_gb
+    sizes = [batch_size(batch) for batch in batches]
     needs: dict[str, Need] = {}
     refusals = {}
     for name, layer in layers.items():
-        each = need(layer, model.get_submodule(name), sum(sizes), max(sizes), settings.calibration.positions)
-        if (needed := peak({name: each}, [name])) > gigabytes * GIGABYTE:
-            refusals[name] = f"its statistics need {needed / GIGABYTE:.3g} GB, but memory_gb is {gigabytes:g}"
+        each = need(layer, model.get_submodule(name), sum(sizes), max(sizes), positions)
+        if (needed := peak({name: each}, [name])) > memory_gb * GIGABYTE:
+            refusals[name] = f"its statistics need {needed / GIGABYTE:.3g} GB, but memory_gb is {memory_gb:g}"
         else:
             needs[name] = each
-    groups = grouped(needs, gigabytes * GIGABYTE)
+    groups = grouped(needs, memory_gb * GIGABYTE)
     return Passes(groups, max((peak(needs, group) for group in groups), default=0), refusals)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import lowrank_plugin
 from lowrank_plugin.layers.survey import survey
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.settings import Settings
+from lowrank_plugin.settings import Calibration, Settings
 from lowrank_plugin.statistics import passes
 from lowrank_plugin.statistics.autocorrelation import Autocorrelation
 from lowrank_plugin.statistics.collection import ENOUGH, collect
@@ -49,7 +49,7 @@ def test_vectors_are_held_as_was_predicted():
 
 
 def test_the_peak_is_what_the_allocator_sees(network, images, layers):
-    predicted = passes.divide(network, layers, images, Settings(budget={"macs": 0.5}))
+    predicted = passes.divide(network, layers, images, Calibration.positions, Calibration.memory_gb)
     assert predicted.groups == [list(layers)]
 
     def run() -> None:
