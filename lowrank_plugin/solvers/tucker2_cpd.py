@@ -25,8 +25,8 @@ from lowrank_hooks import (
     StageShape,
     Status,
 )
-from lowrank_plugin.solvers import cpd
 from lowrank_plugin.solvers.cpd import Cpd
+from lowrank_plugin.solvers.cpd import lower as lower_cp
 from lowrank_plugin.solvers.parts.balance import balance
 from lowrank_plugin.solvers.parts.checks import check_dtype, is_finite
 from lowrank_plugin.solvers.parts.fit import Fit, fitted
@@ -211,9 +211,9 @@ def _apart(channels: int, rank: int, width: int) -> bool:
 def _lower(shape: KernelShape, rank: Rank) -> tuple[int, int, int]:
     """The ranks, checked and lowered to the largest useful ones."""
     check_rank(rank, 3, "tucker2_cpd")
-    cpd.lower(shape, rank[2:])
+    lower_cp(shape, rank[2:])
     rank_out = min(int(rank[0]), shape.out_channels, shape.in_channels * shape.taps)
     rank_in = min(int(rank[1]), shape.in_channels, shape.out_channels * shape.taps)
     rank_out, rank_in = min(rank_out, rank_in * shape.taps), min(rank_in, rank_out * shape.taps)
     core = KernelShape(1, rank_out, rank_in, shape.kernel_size)
-    return rank_out, rank_in, cpd.lower(core, rank[2:])
+    return rank_out, rank_in, lower_cp(core, rank[2:])

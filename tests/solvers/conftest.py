@@ -5,14 +5,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-# The table of problems is a plain module beside the tests: ``from problems import CASES``.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

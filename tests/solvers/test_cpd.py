@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import CASES, Case, covariance, exact_cp, power_law_kernel, singular_covariance
+from solvers.problems import CASES, Case, covariance, exact_cp, power_law_kernel, singular_covariance
 
 from lowrank_hooks import KernelShape, Norm, Problem, Solution, Status
 from lowrank_plugin.solvers.cp.curve import extrapolated, interpolated
@@ -307,7 +307,7 @@ def test_cuda_agrees(cuda: torch.device) -> None:
 @pytest.mark.parametrize("norm", ["frobenius", "covariance", "two-sided"])
 @pytest.mark.parametrize("rank", [48, 96])
 def test_peak_memory_is_as_stated(norm: str, rank: int) -> None:
-    from test_memory import allocated, problems
+    from solvers.test_memory import allocated, problems
 
     problem = problems()[norm]
     method = Cpd(max_sweeps=3, weighted_sweeps=3, stable_sweeps=3)

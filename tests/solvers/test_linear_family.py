@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import CASES, Case, covariance, exact_spatial, exact_tucker, power_law_kernel
+from solvers.problems import CASES, Case, covariance, exact_spatial, exact_tucker, power_law_kernel
 
 from lowrank_hooks import Factorization, Norm, Problem, Rank, Status
 from lowrank_plugin.solvers.spatial_svd import SpatialSvd

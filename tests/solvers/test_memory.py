@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from allocations import allocated
-from problems import normal
+from solvers.problems import normal
 
 from lowrank_hooks import Norm, Problem, Rank
 from lowrank_plugin.solvers.cpd import Cpd

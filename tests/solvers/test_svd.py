@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import CASES, Case, covariance, eckart_young, normal, power_law_kernel
+from solvers.problems import CASES, Case, covariance, eckart_young, normal, power_law_kernel
 
 from lowrank_hooks import Norm, Problem, SampledNorm, Status
 from lowrank_plugin.solvers.svd import Svd

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from problems import CASES, covariance, eckart_young, exact_tucker, normal, power_law_kernel
+from solvers.problems import CASES, covariance, eckart_young, exact_tucker, normal, power_law_kernel
 
 from lowrank_hooks import Norm, Problem, Status
 from lowrank_plugin.solvers.svd import Svd

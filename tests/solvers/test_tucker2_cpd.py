@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import CASES, Case, covariance, normal, power_law_kernel
+from solvers.problems import CASES, Case, covariance, normal, power_law_kernel
 
 from lowrank_hooks import KernelShape, Norm, Problem, Status
 from lowrank_plugin.solvers.cpd import Cpd
@@ -97,7 +97,7 @@ def test_zero_kernel() -> None:
 
 @pytest.mark.parametrize("norm", ["frobenius", "covariance", "two-sided"])
 def test_peak_memory_is_as_stated(norm: str) -> None:
-    from test_memory import allocated, problems
+    from solvers.test_memory import allocated, problems
 
     problem, method = problems()[norm], Tucker2Cpd()
     stated = method.fit(problem, (48, 40, 64)).statistics["peak_bytes"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import normal, rng
 from scipy.optimize import minimize
+from solvers.problems import normal, rng
 from torch import Tensor
 
 from lowrank_plugin.solvers.cp.sensitivity import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from problems import CASES, Case, covariance, normal, power_law_kernel
+from solvers.problems import CASES, Case, covariance, normal, power_law_kernel
 from torch import Tensor
 
 from lowrank_hooks import Norm, Problem, Status

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from problems import covariance, normal, power_law_kernel
+from solvers.problems import covariance, normal, power_law_kernel
 
 from lowrank_hooks import Factorization, Norm, Problem, Stage, Status
 from lowrank_plugin.solvers.cpd import Cpd
