@@ -10,10 +10,11 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lowrank_plugin.support.files import replaced
 
 logger = logging.getLogger("lowrank_plugin")
 
@@ -55,9 +56,9 @@ class Timings:
         self._times = {**self._read(), **self._times, **times}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False) as file:
-                json.dump({"format": FORMAT, "facts": self._facts, "milliseconds": self._times}, file, indent=1)
-            Path(file.name).replace(self.path)
+            kept = {"format": FORMAT, "facts": self._facts, "milliseconds": self._times}
+            with replaced(self.path) as new:
+                new.write_text(json.dumps(kept, indent=1))
         except OSError as error:
             logger.warning("Measured times cannot be kept in %s: %s", self.path.parent, error)
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,40 +21,51 @@ from lowrank_plugin.statistics.moments import ChannelStatistics, Moments
 from lowrank_plugin.statistics.vectors import Inputs, Vectors
 from lowrank_plugin.support.files import read_whole, write_whole
 
-if TYPE_CHECKING:
-    from lowrank_plugin.statistics import Statistics
-
 FORMAT = 1
 _KEY = "lowrank_statistics"
-_FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", "origin")
 
 
-def write(statistics: Statistics, path: Path) -> None:
-    """Write statistics to a new file and give it the name of the old one.
+def write(
+    path: Path,
+    layers: Mapping[str, Observed],
+    gradients: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what was seen of layers, in the place of an old file if there is one.
 
-    :param statistics: the statistics.
+    >>> import tempfile, torch
+    >>> seen = Observed(outputs=[ChannelStatistics.of(torch.ones(5, 2))])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(Path(folder) / "seen.safetensors", {"conv": seen}, facts={"samples": 5})
+    ...     layers, _, facts = read(Path(folder) / "seen.safetensors")
+    >>> layers["conv"].outputs[0].mean, facts["samples"]
+    (tensor([1., 1.], dtype=torch.float64), 5)
+
     :param path: of the file.
+    :param layers: what was seen, by layer name; of each at least one output.
+    :param gradients: second moments of output gradients [G, T, T] by layer name.
+    :param facts: anything else, as JSON; the keys ``"format"``, ``"layers"`` and ``"gradients"`` are taken.
     :raises StatisticsError: where it cannot be written; what was there before is still there.
     """
     tensors: dict[str, Tensor] = {}
     manifest: dict[str, Any] = {"format": FORMAT, "layers": {}}
-    for index, (name, observed) in enumerate(statistics.layers.items()):
+    for index, (name, observed) in enumerate(layers.items()):
         manifest["layers"][name] = {"index": index, **_pack(f"{index}.", observed, tensors)}
-    for index, (name, gradient) in enumerate(statistics.gradients.items()):
+    for index, (name, gradient) in enumerate((gradients or {}).items()):
         manifest.setdefault("gradients", []).append(name)
         tensors[f"gradient.{index}"] = gradient
-    manifest.update({key: getattr(statistics, key) for key in _FACTS})
     try:
-        write_whole(path, tensors, {_KEY: json.dumps(manifest)})
+        write_whole(path, tensors, {_KEY: json.dumps({**manifest, **(facts or {})})})
     except (OSError, SafetensorError) as error:
         msg = f"Cannot write statistics to {str(path)!r}, nothing was changed there. {type(error).__name__}: {error}"
         raise StatisticsError(msg) from error
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What a file holds, as the arguments of :class:`lowrank_plugin.Statistics`.
+def read(path: Path) -> tuple[dict[str, Observed], dict[str, Tensor], Mapping[str, Any]]:
+    """Read a file that :func:`write` wrote.
 
     :param path: of the file.
+    :return: layers, gradients and facts; the tensors, on the CPU, are mapped into memory.
     :raises StatisticsError: where it is missing, cut short, something else, or of a newer format.
     """
     start = f"Cannot read statistics from {str(path)!r}; it is no whole file of them."
@@ -65,8 +76,7 @@ def read(path: Path) -> dict[str, Any]:
         raise StatisticsError(msg)
     layers = {name: _unpack(f"{entry['index']}.", entry, tensors) for name, entry in manifest["layers"].items()}
     gradients = {name: tensors[f"gradient.{index}"] for index, name in enumerate(manifest.get("gradients", ()))}
-    facts = {key: manifest[key] for key in _FACTS}
-    return {**facts, "layers": layers, "gradients": gradients, "data": tuple(facts["data"])}
+    return layers, gradients, manifest
 
 
 def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> dict[str, Any]:

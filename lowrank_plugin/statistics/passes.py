@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.statistics import Statistics
+from lowrank_plugin.statistics import file
 from lowrank_plugin.statistics.collection import ENOUGH, Observed, correlated, product_bytes
 from lowrank_plugin.statistics.vectors import Vectors
 from lowrank_plugin.support.batches import batch_size
@@ -142,8 +142,8 @@ def collect_in_passes(
     with tempfile.TemporaryDirectory(prefix="lowrank-", ignore_cleanup_errors=True) as folder:
         for index, group in enumerate(groups):
             seen, path = collect(group), Path(folder) / f"{index}.safetensors"
-            Statistics(seen, {}, {}, {}, 0, 0, ()).save(path)
-            stored = Statistics.load(path).layers
+            file.write(path, seen)
+            stored, _, _ = file.read(path)
             found.update(
                 (name, Observed(stored[name].patches, each.outputs, each.places)) for name, each in seen.items()
             )

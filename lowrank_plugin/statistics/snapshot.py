@@ -27,6 +27,9 @@ from lowrank_plugin.statistics.weighing import Weights, weight_at
 from lowrank_plugin.support.batches import batch_size, enough
 from lowrank_plugin.support.messages import listed
 
+_FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", "origin")
+"""What a file holds beside tensors."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -140,7 +143,7 @@ class Statistics:
         :param path: of the file.
         :raises StatisticsError: where it cannot be written; what was there before is still there.
         """
-        file.write(self, Path(path))
+        file.write(Path(path), self.layers, self.gradients, {key: getattr(self, key) for key in _FACTS})
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
@@ -150,7 +153,9 @@ class Statistics:
         :return: statistics with tensors on the CPU.
         :raises StatisticsError: where it is missing, cut short, something else, or of a newer format.
         """
-        return cls(**file.read(Path(path)))
+        layers, gradients, manifest = file.read(Path(path))
+        facts = {key: manifest[key] for key in _FACTS}
+        return cls(layers=layers, gradients=gradients, **{**facts, "data": tuple(facts["data"])})
 
 
 def summarise(

@@ -1,14 +1,15 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Safetensors files that appear whole or not at all."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,33 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Write a new file beside an old one, which takes that one's name at the end.
+
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "notes.txt"
+    >>> with replaced(path) as new:
+    ...     _ = new.write_text("whole")
+    >>> path.read_text(), [each.name for each in path.parent.iterdir()]
+    ('whole', ['notes.txt'])
+    >>> folder.cleanup()
+
+    :param path: of the file.
+    :return: the path to write to. Where writing raises, it is removed, and what was at ``path`` before is still there.
+    :raises OSError: where no file can be made or renamed there.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to a new file beside the old one, and only then give it that one's name.
+    """Write tensors in the safetensors format, in the place of an old file if there is one.
 
     :param path: of the file.
     :param tensors: on any device, in any layout; they may share memory.
@@ -28,13 +54,8 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     """
     # copies, because safetensors refuses tensors that share memory, as tied weights do
     stored = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(stored, temporary, metadata=dict(metadata))
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replaced(path) as new:
+        save_file(stored, new, metadata=dict(metadata))
 
 
 def read_whole(path: Path, key: str, refused: Callable[[str], Exception]) -> tuple[dict[str, Any], dict[str, Tensor]]:
