@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_hooks import ErrorNorm, Norm, SampledNorm
+from lowrank_hooks import NORMS, ErrorNorm, Norm, NormKind, SampledNorm
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics.vectors import Inputs, Vectors
 
 DAMPING = 1.0
@@ -100,15 +99,18 @@ def _traces(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1), covariance.square().sum(dim=(-2, -1))
 
 
-def norm_of(settings: Settings, known: bool) -> str:
+def norm_of(wanted: str | None, known: bool) -> NormKind:
     """The norm of the errors.
 
-    :param settings: what the user asked for.
+    >>> norm_of(None, known=False).name
+    'frobenius'
+
+    :param wanted: what the user asked for; None takes the covariance norm where it can be had.
     :param known: whether there is data, or statistics of it.
     :raises ConfigurationError: where the norm needs data that is not there.
     """
-    norm = settings.norm or ("covariance" if known else "frobenius")
-    if norm != "frobenius" and not known:
-        msg = f'The norm "{norm}" needs calibration data; give batches or statistics, or use "frobenius".'
+    norm = NORMS[wanted or ("covariance" if known else "frobenius")]
+    if norm.weighted and not known:
+        msg = f'The norm "{norm.name}" needs calibration data; give batches or statistics, or use "frobenius".'
         raise ConfigurationError(msg)
     return norm

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from lowrank_hooks import SampledNorm
 from lowrank_hooks.testing import DecomposerConformance
 
 from .broken import FAULTS, Deaf, Sound
@@ -43,6 +44,27 @@ def test_sound_one_passes(check):
 
 def test_only_one_check_sees_that_the_norm_is_ignored():
     assert [check for check in CHECKS if failed(Deaf(), check)] == ["test_norm_is_used_or_refused"]
+
+
+class Spy(Sound):
+    """Keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def fit(self, problem, rank):
+        self.asked.append(problem)
+        return super().fit(problem, rank)
+
+
+@pytest.mark.parametrize("check", ["test_float32_agrees_with_float64", "test_groups_are_independent"])
+def test_a_norm_of_few_vectors_stays_one_in_other_dtypes_and_groups(check):
+    kit = type("TestIt", (DecomposerConformance,), {"decomposer": Spy()})()
+    getattr(kit, check)(next(case for case in kit.cases() if case.name == "linear-sampled"))
+    norms = [problem.norm for problem in kit.decomposer.asked]
+    assert all(isinstance(norm, SampledNorm) for norm in norms)
+    assert len({(norm.vectors.dtype, len(norm.vectors)) for norm in norms}) == 2
 
 
 def test_every_check_has_a_planted_fault():
