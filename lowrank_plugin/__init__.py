@@ -5,7 +5,7 @@
 
 from lowrank_plugin.api import apply, collect_statistics, decompose, plan
 from lowrank_plugin.chains.dense import to_dense
-from lowrank_plugin.chains.record import report
+from lowrank_plugin.chains.report import report
 from lowrank_plugin.chains.state import get_state, restore
 from lowrank_plugin.int8.rotation import rotate_chains
 from lowrank_plugin.statistics import Statistics

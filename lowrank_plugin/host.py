@@ -3,12 +3,13 @@
 
 """What hosts, such as the one for NNCF, may use of the core beside its public functions; no other import is theirs."""
 
-from lowrank_plugin.chains.record import RECORD, Report
+from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.chains.report import Report
 from lowrank_plugin.flow.search import ValidationFunction, judge_of
 from lowrank_plugin.int8.rounding import Grid, round_weights
+from lowrank_plugin.layers.kinds import writable
 from lowrank_plugin.layers.replacement import replace
 from lowrank_plugin.layers.scopes import matches
-from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.settings import SCHEMA, Calibration, Settings, listed_scopes
 from lowrank_plugin.support.files import read_whole, write_whole
 from lowrank_plugin.support.messages import listed, suggestion
@@ -25,7 +26,6 @@ __all__ = [
     "Settings",
     "ValidationFunction",
     "judge_of",
-    "known_base",
     "listed",
     "listed_scopes",
     "matches",
@@ -35,5 +35,6 @@ __all__ = [
     "round_weights",
     "suggestion",
     "validate",
+    "writable",
     "write_whole",
 ]

@@ -257,18 +257,19 @@ class Settings:
     )
 
     @classmethod
-    def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
+    def from_mapping(cls, section: Mapping[str, Any], *, goal: bool = True) -> Settings:
         """Validate a section and fill in its defaults.
 
         >>> Settings.from_mapping({"ranks": {"conv": 8}, "stability": False}).ranks
         {'conv': (8,)}
 
         :param section: the keys of the ``"lowrank"`` section, without ``"algorithm"``.
+        :param goal: whether the section must say how far to go, by a budget or by ranks.
         :raises ConfigurationError: naming the key, the value and what was expected.
         """
         validate(dict(section), SCHEMA, 'the "lowrank" section')
         settings: Settings = read(cls, section)
-        if settings.budget is None and not settings.ranks:
+        if goal and settings.budget is None and not settings.ranks:
             msg = (
                 'Nothing to do: give a "budget" such as {"macs": 0.5}, or "ranks" such as {"layer1.0.conv1": [32, 32]}.'
             )

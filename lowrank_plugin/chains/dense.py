@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace as with_fields
 
 from torch import nn
 
-from lowrank_plugin.chains.record import RECORD, report
+from lowrank_plugin.chains.record import RECORD, attach, record_of
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.layers.replacement import hand_over, replace
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.ranks.proposals import DENSE
 from lowrank_plugin.support.messages import suggestion
 
 
@@ -31,8 +31,8 @@ def to_dense(compressed: nn.Module, *names: str) -> nn.Module:
     :return: a copy that computes the same, up to rounding.
     :raises LowRankError: where the model carries no record or a name is not one of its chains.
     """
-    record = report(compressed).to_dict()
-    chains = {name: entry for name, entry in record["layers"].items() if entry["decomposer"] != DENSE}
+    record, registry = record_of(compressed), manager()
+    chains = record.chains
     for name in names:
         if name not in chains:
             msg = f"{name!r} is not a chain of this model. {suggestion(name, chains)}Chains: {', '.join(chains)}."
@@ -43,15 +43,15 @@ def to_dense(compressed: nn.Module, *names: str) -> nn.Module:
         if not isinstance(chain, nn.Sequential):
             msg = f"{name!r} is a {type(chain).__name__} here, not the chain that the record tells of."
             raise LowRankError(msg)
-        adapter = manager().find(LAYER_ADAPTERS, chains[name]["kind"]).adapter
+        adapter = registry.find(LAYER_ADAPTERS, chains[name].kind).adapter
         first = next(chain.parameters())
         layer = hand_over(chain, adapter.to_dense(chain), first.requires_grad)
         if chain is model:
             model = layer
         replace(model, chain, layer)
-    left = {name: entry for name, entry in record["layers"].items() if names and name not in names}
+    left = {name: layer for name, layer in record.layers.items() if names and name not in names}
     if left:
-        setattr(model, RECORD, {**record, "layers": left})
+        attach(model, with_fields(record, layers=left))
     elif hasattr(model, RECORD):
         delattr(model, RECORD)
     return model

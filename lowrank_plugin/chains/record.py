@@ -1,216 +1,327 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What was done, per layer: the record a compressed model carries, and its table."""
+"""What was done to a model, layer by layer: the record that it carries, as a value and as JSON."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from lowrank_hooks import StageShape
-from lowrank_plugin.chains.fitting import Fitted
-from lowrank_plugin.costs.counted import macs
-from lowrank_plugin.errors import LowRankError
-from lowrank_plugin.layers.survey import Survey
+from lowrank_hooks import NORMS, Rank, StageShape
+from lowrank_plugin.costs.counted import Chain
+from lowrank_plugin.errors import LowRankError, PlanError
+from lowrank_plugin.ranks.plan import ACCURACY_SCHEMA, CHANGE_SCHEMA, Accuracy, Change, Plan
 from lowrank_plugin.ranks.proposals import DENSE
+from lowrank_plugin.settings import Settings
+from lowrank_plugin.support.validation import validate
 
 RECORD = "lowrank_record"
 """The attribute of a compressed model that holds its record, a JSON value."""
 
+_PREDICTED = "predicted_"
+_COUNTED = ("macs", "parameters")
+_STAGE = {
+    "type": "object",
+    "required": ["out", "in", "kernel", "groups"],
+    "properties": {
+        "out": {"type": "integer"},
+        "in": {"type": "integer"},
+        "kernel": {"type": "array", "items": {"type": "integer"}},
+        "groups": {"type": "integer"},
+    },
+}
+_LAYER = {
+    "type": "object",
+    "required": ["decomposer", "rank", "kind", "stages", "bias", "macs", "parameters", "status"],
+    "properties": {
+        "decomposer": {"type": "string"},
+        "rank": {"type": "array", "items": {"type": "integer"}},
+        "kind": {"type": "string"},
+        "stages": {"type": "array", "items": _STAGE},
+        "bias": {"type": "boolean"},
+        "macs": CHANGE_SCHEMA,
+        "parameters": CHANGE_SCHEMA,
+        "status": {"type": "string"},
+        "statistics": {"type": "object"},
+        "plugins": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["norm", "settings", "model", "layers"],
+    "properties": {
+        "norm": {"enum": list(NORMS)},
+        "settings": {"type": "object"},
+        "model": {
+            "type": "object",
+            "required": list(_COUNTED),
+            "properties": dict.fromkeys(_COUNTED, CHANGE_SCHEMA),
+        },
+        "allocation": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+        "layers": {"type": "object", "additionalProperties": _LAYER},
+        "skipped": {"type": "object", "additionalProperties": {"type": "string"}},
+        "accuracy": ACCURACY_SCHEMA,
+        "distilled": {"type": "object", "additionalProperties": CHANGE_SCHEMA},
+    },
+}
+
 
 @dataclass(frozen=True)
-class Report:
-    """The record in readable form.
+class RecordedLayer:
+    """What became of one layer.
 
-    :param record: the JSON value.
+    :param decomposer: the decomposer's name, or ``"dense"`` where the layer stayed.
+    :param rank: its rank; empty for dense.
+    :param kind: the name of its adapter, such as ``"Conv2d"``.
+    :param stages: the sizes of its chain for one group; empty for dense.
+    :param bias: whether the last stage of the chain has a bias.
+    :param costs: ``"macs"`` for one sample, and ``"parameters"``: weights, and biases where the layer had none.
+    :param status: how the fit ended, or why the layer stayed.
+    :param predicted_error: relative error as planned; None where it was not known.
+    :param error: relative error of the layer's output on the calibration data, or of its kernel in the Frobenius norm
+        where there was none; None for dense.
+    :param effective_rank: in how many directions the layer's input patches vary, where that is known.
+    :param solver_bytes: peak extra memory of the fit, as its decomposer stated it.
+    :param seconds: time of the fit; None for dense.
+    :param statistics: what the solver tells.
+    :param plugins: the distributions that the decomposer and the adapter are of; told in states only.
     """
 
-    record: Mapping[str, Any]
+    decomposer: str
+    rank: Rank
+    kind: str
+    stages: Chain
+    bias: bool
+    costs: Mapping[str, Change]
+    status: str
+    predicted_error: float | None = None
+    error: float | None = None
+    effective_rank: float | None = None
+    solver_bytes: int | None = None
+    seconds: float | None = None
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Mapping[str, str] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record itself: ``model`` with the MACs and parameters before and after, and ``layers``."""
-        return dict(self.record)
+    @property
+    def is_chain(self) -> bool:
+        """Whether a chain took the layer's place."""
+        return self.decomposer != DENSE
 
-    def to_str(self) -> str:
-        """A table with a row a layer, the compressed ones first, and the totals."""
-        table = Table(box=box.ASCII2, title="Low-rank decomposition", caption=_caption(self.record))
-        for column in ("Layer", "Decomposer", "Rank", "MACs", "Parameters", "Rel. error", "Status"):
-            table.add_column(column, justify="left" if column in ("Layer", "Decomposer", "Status") else "right")
-        for name, entry in self.record["layers"].items():
-            table.add_row(
-                name,
-                entry["decomposer"],
-                "x".join(str(rank) for rank in entry["rank"]),
-                _change(entry["macs"]),
-                _change(entry["parameters"]),
-                "" if entry["error"] is None else f"{entry['error']:.4f}",
-                entry["status"],
-            )
-        for name, reason in self.record["skipped"].items():
-            table.add_row(name, DENSE, "", "", "", "", f"Left alone: {reason}.")
-        table.add_section()
-        model = self.record["model"]
-        table.add_row("whole model", "", "", _change(model["macs"]), _change(model["parameters"]), "", "")
-        console = Console(file=io.StringIO(), width=200, color_system=None)
-        console.print(table)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> RecordedLayer:
+        """Read a valid entry of a record's ``"layers"``.
 
-    def __str__(self) -> str:
-        return self.to_str()
+        :param entry: the JSON value.
+        """
+        told = ("predicted_error", "error", "effective_rank", "solver_bytes", "seconds", "plugins")
+        return cls(
+            entry["decomposer"],
+            tuple(entry["rank"]),
+            entry["kind"],
+            tuple(
+                StageShape(each["out"], each["in"], tuple(each["kernel"]), each["groups"]) for each in entry["stages"]
+            ),
+            entry["bias"],
+            {unit: Change(*entry[unit]) for unit in _COUNTED},
+            entry["status"],
+            statistics=dict(entry.get("statistics", {})),
+            **{key: entry.get(key) for key in told},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of this layer in the record."""
+        return {
+            "decomposer": self.decomposer,
+            "rank": list(self.rank),
+            "kind": self.kind,
+            "stages": [
+                {
+                    "out": each.out_channels,
+                    "in": each.in_channels,
+                    "kernel": list(each.kernel_size),
+                    "groups": each.groups,
+                }
+                for each in self.stages
+            ],
+            "bias": self.bias,
+            **{unit: list(self.costs[unit]) for unit in _COUNTED},
+            "solver_bytes": self.solver_bytes,
+            "predicted_error": self.predicted_error,
+            "effective_rank": self.effective_rank,
+            "error": self.error,
+            "status": self.status,
+            "seconds": self.seconds,
+            "statistics": dict(self.statistics),
+            **({} if self.plugins is None else {"plugins": dict(self.plugins)}),
+        }
 
 
-def report(compressed: nn.Module) -> Report:
+@dataclass(frozen=True)
+class Measured:
+    """What the whole model costs by measurement, beside what was planned.
+
+    :param unit: the name of the cost.
+    :param before: of the original; None where it was gone and the plan does not tell.
+    :param after: of the compressed model.
+    :param planned: of the whole model as planned; None where the plan does not tell.
+    :param layers: as planned, by layer name; None where the plan does not tell.
+    :param facts: what the plan was measured on; None where it does not tell.
+    """
+
+    unit: str
+    before: float | None
+    after: float
+    planned: Change | None
+    layers: Mapping[str, Change | None]
+    facts: Mapping[str, str] | None
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Measured | None:
+        """Find it in a record; None where nothing was measured.
+
+        :param record: the JSON value; the unit is what stands there with and without ``predicted_``.
+        """
+        model = record["model"]
+        unit = next((key.removeprefix(_PREDICTED) for key in model if key.startswith(_PREDICTED)), None)
+        if unit is None:
+            return None
+        key = _PREDICTED + unit
+        layers = {name: _change_or_none(entry.get(key)) for name, entry in record["layers"].items()}
+        before, after = model[unit]
+        return cls(unit, before, after, _change_or_none(model[key]), layers, record.get("measured_on"))
+
+
+@dataclass(frozen=True)
+class Record:
     """What was done to a model.
 
-    >>> import torch, lowrank_plugin
-    >>> model = nn.Sequential(nn.Linear(8, 8))
-    >>> small = lowrank_plugin.decompose(model, None, ranks={"0": 2}, example_input=torch.ones(1, 8))
-    >>> report(small).to_dict()["layers"]["0"]["parameters"]
-    [64, 32]
+    :param norm: the norm of the errors.
+    :param settings: what the user asked for.
+    :param costs: of the whole model, ``"macs"`` for one sample and ``"parameters"``.
+    :param layers: what became of each layer that could be compressed, the chains first.
+    :param skipped: why other layers were left alone.
+    :param allocation: how good the plan was, see :class:`lowrank_plugin.ranks.plan.Plan`.
+    :param accuracy: the course of the search, for the budget ``"accuracy_drop"``.
+    :param distilled: the errors of distilled blocks, before and after; empty where nothing was distilled.
+    :param measured: what the whole model measures, where a runtime or a measured budget was given.
+    """
 
-    :param compressed: a model that came out of :func:`lowrank_plugin.decompose` or :func:`lowrank_plugin.apply`.
+    norm: str
+    settings: Settings
+    costs: Mapping[str, Change]
+    layers: Mapping[str, RecordedLayer]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    allocation: Mapping[str, float] | None = None
+    accuracy: Accuracy | None = None
+    distilled: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    measured: Measured | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Record:
+        """Read what :meth:`to_json` wrote.
+
+        :param value: a JSON value.
+        :raises PlanError: where it is malformed; names the entry and what was expected there.
+        """
+        try:
+            validate(value, _SCHEMA, "the record")
+            settings = Settings.from_mapping(value["settings"])
+        except ValueError as error:
+            raise PlanError(str(error)) from error
+        return cls(
+            value["norm"],
+            settings,
+            {unit: Change(*value["model"][unit]) for unit in _COUNTED},
+            {name: RecordedLayer.from_json(entry) for name, entry in value["layers"].items()},
+            dict(value.get("skipped", {})),
+            value.get("allocation"),
+            Accuracy.from_json(value["accuracy"]) if "accuracy" in value else None,
+            {name: (before, after) for name, (before, after) in value.get("distilled", {}).items()},
+            Measured.from_json(value),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value."""
+        model: dict[str, Any] = {unit: list(self.costs[unit]) for unit in _COUNTED}
+        layers = {name: layer.to_json() for name, layer in self.layers.items()}
+        if self.measured is not None:
+            unit, key = self.measured.unit, _PREDICTED + self.measured.unit
+            model |= {unit: [self.measured.before, self.measured.after], key: _listed(self.measured.planned)}
+            for name, entry in layers.items():
+                entry[key] = _listed(self.measured.layers.get(name))
+        return {
+            "norm": self.norm,
+            "settings": self.settings.to_mapping(),
+            "model": model,
+            "allocation": None if self.allocation is None else dict(self.allocation),
+            "layers": layers,
+            "skipped": dict(self.skipped),
+            **({} if self.accuracy is None else {"accuracy": self.accuracy.to_json()}),
+            **(
+                {"distilled": {name: list(errors) for name, errors in self.distilled.items()}} if self.distilled else {}
+            ),
+            **({} if self.measured is None else {"measured_on": self.measured.facts and dict(self.measured.facts)}),
+        }
+
+    @property
+    def chains(self) -> dict[str, RecordedLayer]:
+        """The layers that a chain took the place of."""
+        return {name: layer for name, layer in self.layers.items() if layer.is_chain}
+
+    def with_measured(self, plan: Plan, unit: str, costs: Sequence[float]) -> Record:
+        """The record with what the whole model costs by measurement; what the plan predicted stands beside it.
+
+        :param plan: the plan that was followed.
+        :param unit: the name of the cost.
+        :param costs: of the original and the compressed model, or of the latter only, where the former is gone.
+        """
+        planned = plan.costs.get(unit)
+        before = costs[0] if len(costs) == 2 else planned and planned.before
+        layers = {name: plan.layers[name].costs.get(unit) for name in self.layers}
+        return replace(self, measured=Measured(unit, before, costs[-1], planned, layers, plan.measured_on))
+
+    def with_accuracy(self, accuracy: Accuracy) -> Record:
+        """The record with the course of the search that the model came out of.
+
+        :param accuracy: the course.
+        """
+        return replace(self, accuracy=accuracy)
+
+
+def attach(model: nn.Module, record: Record) -> None:
+    """Have a model carry its record, as a JSON value under the attribute ``RECORD``.
+
+    :param model: the compressed model.
+    :param record: what was done to it.
+    """
+    setattr(model, RECORD, record.to_json())
+
+
+def record_of(model: nn.Module) -> Record:
+    """The record that a model carries.
+
+    >>> import lowrank_plugin, torch
+    >>> small = lowrank_plugin.decompose(nn.Linear(8, 8), ranks={"": 2}, example_input=torch.ones(1, 8))
+    >>> record_of(small).layers[""].costs["macs"]
+    Change(before=64.0, after=32.0)
+
+    :param model: a compressed model.
     :raises LowRankError: where it carries no record.
     """
-    record = getattr(compressed, RECORD, None)
-    if record is None:
+    value = getattr(model, RECORD, None)
+    if value is None:
         msg = "This model carries no record of a low-rank decomposition; pass what decompose or apply returned."
         raise LowRankError(msg)
-    return Report(record)
+    return Record.from_json(value)
 
 
-def make_record(
-    plan: Mapping[str, Any],
-    surveyed: Survey,
-    fitted: Mapping[str, Fitted],
-    templates: Mapping[str, nn.Module],
-    after: nn.Module,
-) -> dict[str, Any]:
-    """Write down what was done.
-
-    :param plan: the plan that was followed.
-    :param surveyed: the survey, with the refusals met on the way.
-    :param fitted: what was put in place.
-    :param templates: the layers of the survey, as they were.
-    :param after: the model as it is.
-    :return: a JSON value.
-    """
-    layers = {}
-    saved = 0.0
-    for name, entry in plan["layers"].items():
-        if name not in surveyed.layers:
-            continue
-        layer, module = surveyed.layers[name], templates[name]
-        each = fitted.get(name)
-        dense = StageShape(layer.shape.out_channels, layer.shape.in_channels, layer.shape.kernel_size)
-        shapes = each.factorization.shapes if each and each.factorization else (dense,)
-        cost = [
-            macs(stages, layer.positions(module, stages), layer.shape.groups) / surveyed.samples
-            for stages in ((dense,), shapes)
-        ]
-        saved += cost[0] - cost[1]
-        bias = after.get_submodule(name)[-1].bias if each else None  # type: ignore[index]
-        added = 0 if bias is None or isinstance(module.bias, Tensor) else bias.numel()
-        layers[name] = {
-            "decomposer": entry["decomposer"] if each else DENSE,
-            "rank": list(entry.get("rank", [])) if each else [],
-            "kind": layer.kind,
-            "stages": [_sizes(shape) for shape in shapes] if each else [],
-            "bias": bias is not None,
-            "macs": cost,
-            "parameters": [
-                layer.shape.groups * dense.parameters,
-                layer.shape.groups * sum(shape.parameters for shape in shapes) + added,
-            ],
-            "solver_bytes": entry.get("solver_bytes") if each else None,
-            "predicted_error": entry.get("error"),
-            "effective_rank": entry.get("effective_rank"),
-            "error": each.output_error if each else None,
-            "status": each.solution.status.value if each else f"Kept dense: {entry.get('reason', 'the plan says so')}.",
-            "seconds": each.seconds if each else None,
-            "statistics": dict(each.solution.statistics) if each else {},
-        }
-    layers = dict(sorted(layers.items(), key=lambda item: item[1]["decomposer"] == DENSE))
-    parameters = [surveyed.parameters, sum(parameter.numel() for parameter in after.parameters())]
-    return {
-        "norm": plan["norm"],
-        "settings": plan["settings"],
-        "model": {"macs": [surveyed.macs, surveyed.macs - saved], "parameters": parameters},
-        "allocation": plan.get("allocation"),
-        "layers": layers,
-        "skipped": dict(surveyed.refusals),
-        **({"accuracy": plan["accuracy"]} if "accuracy" in plan else {}),
-    }
+def _change_or_none(value: Sequence[float] | None) -> Change | None:
+    return None if value is None else Change(*value)
 
 
-def with_measured(
-    record: Mapping[str, Any], plan: Mapping[str, Any], unit: str, costs: Sequence[float]
-) -> dict[str, Any]:
-    """A record with what the whole network costs by measurement; what the plan predicted stands beside it.
-
-    :param record: the record.
-    :param plan: the plan that was followed.
-    :param unit: the name of the cost.
-    :param costs: of the original and the compressed network, or of the latter only, where the former is gone.
-    """
-    planned = plan["model"].get(unit)
-    before = costs[0] if len(costs) == 2 else planned and planned[0]
-    layers = {
-        name: {**entry, f"predicted_{unit}": plan["layers"][name].get(unit)} for name, entry in record["layers"].items()
-    }
-    model = {**record["model"], unit: [before, costs[-1]], f"predicted_{unit}": planned}
-    return {**record, "measured_on": plan.get("measured_on"), "model": model, "layers": layers}
-
-
-def _sizes(shape: StageShape) -> dict[str, Any]:
-    return {
-        "out": shape.out_channels,
-        "in": shape.in_channels,
-        "kernel": list(shape.kernel_size),
-        "groups": shape.groups,
-    }
-
-
-def _quality(allocation: Mapping[str, float] | None) -> str | None:
-    """How good the plan was, in a sentence."""
-    if allocation is None:
-        return None
-    loss, bound = allocation["predicted_loss"], allocation["lower_bound"]
-    return f"Expected loss as planned: {loss:.4g}; no choice of these options under this budget is below {bound:.4g}."
-
-
-def _measured(record: Mapping[str, Any]) -> str | None:
-    """What the whole network measures, in a sentence."""
-    unit = next((key.removeprefix("predicted_") for key in record["model"] if key.startswith("predicted_")), None)
-    if unit is None:
-        return None
-    before, after = record["model"][unit]
-    planned = record["model"][f"predicted_{unit}"]
-    sentence = f"Measured {unit}: " + (f"{after:.4g}" if before is None else _change([before, after]))
-    sentence += f"; as planned: {_change(planned)}" if planned else ""
-    return f"{sentence} ({', '.join((record.get('measured_on') or {}).values())})."
-
-
-def _caption(record: Mapping[str, Any]) -> str | None:
-    sentences = [_quality(record.get("allocation")), _measured(record)]
-    return "\n".join(sentence for sentence in sentences if sentence) or None
-
-
-def _change(values: list[float]) -> str:
-    before, after = values
-    share = f" ({after / before:.0%})" if before else ""
-    return f"{_short(before)} -> {_short(after)}{share}"
-
-
-def _short(value: float) -> str:
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
+def _listed(change: Change | None) -> list[float] | None:
+    return None if change is None else list(change)

@@ -8,23 +8,24 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace as with_fields
 from importlib import metadata
 from typing import Any
 
 from torch import nn
 
 from lowrank_hooks import Factorization, Stage
-from lowrank_plugin.chains.record import RECORD, report
+from lowrank_plugin.chains.record import Record, RecordedLayer, attach, record_of
 from lowrank_plugin.errors import PlanError, PluginError
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.subclasses import known_base
-from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, OWN_DISTRIBUTION, Kind, manager
-from lowrank_plugin.ranks.planning import FORMAT
-from lowrank_plugin.ranks.proposals import DENSE
+from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, OWN_DISTRIBUTION, Kind, Manager, manager
 from lowrank_plugin.support.messages import suggestion
 from lowrank_plugin.support.validation import validate
 
-_LAYER = {"type": "object", "required": ["decomposer", "kind", "stages", "bias", "parameters"]}
+FORMAT = 1
+"""Of states; plans have their own."""
+
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["format", "record"],
@@ -33,11 +34,7 @@ _SCHEMA: dict[str, Any] = {
             "const": FORMAT,
             "description": f"{FORMAT}, the format that this version reads; install a newer one",
         },
-        "record": {
-            "type": "object",
-            "required": ["layers"],
-            "properties": {"layers": {"type": "object", "additionalProperties": _LAYER}},
-        },
+        "record": {"type": "object"},
     },
 }
 
@@ -56,16 +53,26 @@ def get_state(compressed: nn.Module) -> dict[str, Any]:
     :return: a JSON value; keep it beside the ``state_dict``.
     :raises LowRankError: where the model carries no record.
     """
-    record = json.loads(json.dumps(report(compressed).to_dict()))
-    for entry in record["layers"].values():
-        if entry["decomposer"] != DENSE:
-            found = manager().registered(DECOMPOSERS).get(entry["decomposer"])
-            entry["plugins"] = {
-                "decomposer": found.distribution if found else OWN_DISTRIBUTION,
-                "layer adapter": manager().registered(LAYER_ADAPTERS)[entry["kind"]].distribution,
-            }
+    record, registry = record_of(compressed), manager()
+    layers = {
+        name: _with_plugins(layer, registry) if layer.is_chain else layer for name, layer in record.layers.items()
+    }
     versions = {name: metadata.version(name) for name in (OWN_DISTRIBUTION, "torch")}
-    return {"format": FORMAT, "versions": versions, "record": record}
+    written = with_fields(record, layers=layers).to_json()
+    return json.loads(json.dumps({"format": FORMAT, "versions": versions, "record": written}))
+
+
+def _with_plugins(layer: RecordedLayer, registry: Manager) -> RecordedLayer:
+    """A layer with the names of the distributions that its decomposer and its adapter are of."""
+    made, adapted = (
+        registry.registered(DECOMPOSERS).get(layer.decomposer),
+        registry.registered(LAYER_ADAPTERS)[layer.kind],
+    )
+    plugins = {
+        DECOMPOSERS.name: made.distribution if made else OWN_DISTRIBUTION,
+        LAYER_ADAPTERS.name: adapted.distribution,
+    }
+    return with_fields(layer, plugins=plugins)
 
 
 def restore(model: nn.Module, state: Mapping[str, Any], *, inplace: bool = False) -> nn.Module:
@@ -82,49 +89,51 @@ def restore(model: nn.Module, state: Mapping[str, Any], *, inplace: bool = False
         validate(dict(state), _SCHEMA, "the state")
     except ValueError as error:
         raise PlanError(str(error)) from error
+    record, registry = Record.from_json(state["record"]), manager()
     restored = model if inplace else copy.deepcopy(model)
     modules = dict(restored.named_modules())
     chains = {}
-    for name, entry in state["record"]["layers"].items():
-        if entry["decomposer"] == DENSE:
-            continue
-        _check_plugins(name, entry)
+    for name, layer in record.chains.items():
+        _check_plugins(name, layer, registry)
         if name not in modules:
             msg = f"The state compresses {name!r}, but the model has no such layer. {suggestion(name, modules)}".strip()
             raise PlanError(msg)
-        chains[name] = _empty_chain(name, modules[name], entry)
+        chains[name] = _empty_chain(name, modules[name], layer, registry)
     for name, chain in chains.items():
         if modules[name] is restored:
             restored = chain
         replace(restored, modules[name], chain)
-    setattr(restored, RECORD, state["record"])
+    attach(restored, record)
     return restored
 
 
-def _check_plugins(name: str, entry: Mapping[str, Any]) -> None:
-    wanted: list[tuple[Kind[Any], str]] = [(DECOMPOSERS, entry["decomposer"]), (LAYER_ADAPTERS, entry["kind"])]
-    for kind, record in wanted:
-        if record not in manager().registered(kind):
-            where = entry.get("plugins", {}).get(kind.name, "an unknown distribution")
-            msg = f"Layer {name!r} was made with the {kind.name} {record!r} of {where}, which is not installed here."
+def _check_plugins(name: str, layer: RecordedLayer, registry: Manager) -> None:
+    wanted: list[tuple[Kind[Any], str]] = [(DECOMPOSERS, layer.decomposer), (LAYER_ADAPTERS, layer.kind)]
+    for kind, needed in wanted:
+        if needed not in registry.registered(kind):
+            where = (layer.plugins or {}).get(kind.name, "an unknown distribution")
+            msg = f"Layer {name!r} was made with the {kind.name} {needed!r} of {where}, which is not installed here."
             raise PluginError(msg)
 
 
-def _empty_chain(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
-    record = manager().find(LAYER_ADAPTERS, entry["kind"])
-    if known_base(layer, {record.module_type}) is None:
-        msg = f"The state compresses the {entry['kind']} {name!r}, but in this model it is a {type(layer).__name__}."
+def _empty_chain(name: str, module: nn.Module, layer: RecordedLayer, registry: Manager) -> nn.Module:
+    """A chain with weights of zero in a module's place."""
+    found = registry.find(LAYER_ADAPTERS, layer.kind)
+    if known_base(module, {found.module_type}) is None:
+        msg = f"The state compresses the {layer.kind} {name!r}, but in this model it is a {type(module).__name__}."
         raise PlanError(msg)
-    kernel = record.adapter.kernel(layer)
-    if kernel.numel() != entry["parameters"][0]:
-        msg = f"The state compresses {name!r} with {entry['parameters'][0]} weights, but here it has {kernel.numel()}."
+    kernel, weights = found.adapter.kernel(module), layer.costs["parameters"].before
+    if kernel.numel() != weights:
+        msg = f"The state compresses {name!r} with {weights} weights, but here it has {kernel.numel()}."
         raise PlanError(msg)
     stages = tuple(
         Stage(
-            kernel.new_zeros(kernel.shape[0], stage["out"], stage["in"] // stage["groups"], *stage["kernel"]),
-            stage["groups"],
+            kernel.new_zeros(
+                kernel.shape[0], stage.out_channels, stage.in_channels // stage.groups, *stage.kernel_size
+            ),
+            stage.groups,
         )
-        for stage in entry["stages"]
+        for stage in layer.stages
     )
-    bias = kernel.new_zeros(kernel.shape[0] * kernel.shape[1]) if entry["bias"] else None
-    return make_chain(layer, record.adapter, Factorization(stages), bias)
+    bias = kernel.new_zeros(kernel.shape[0] * kernel.shape[1]) if layer.bias else None
+    return make_chain(module, found.adapter, Factorization(stages), bias)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lowrank_plugin.chains.record import report
+from lowrank_plugin.chains.record import record_of
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.support.batches import call, evaluating, take_batches
@@ -84,7 +84,7 @@ def rotate_chains(
 
 def _pairs(model: nn.Module, adapters: Adapters) -> Iterator[tuple[Stage, Stage]]:
     """Stages that follow on each other and may exchange a basis."""
-    for name in report(model).to_dict()["layers"]:
+    for name in record_of(model).layers:
         chain = model.get_submodule(name)
         stages = list(chain) if isinstance(chain, nn.Sequential) else []
         for first, second in pairwise(_open(stage, adapters) for stage in stages):

@@ -91,11 +91,3 @@ def budget_of(settings: Settings, registry: Manager) -> Budget:
     if name in KINDS:
         return KINDS[name](macs, limit)
     return Budget(registry.find(COST_MODELS, name), share=limit)
-
-
-def unit_of(settings: Settings) -> tuple[CostModelRecord, float | None]:
-    """The cost model of the budget and what may remain; MACs and None where the budget is no cost or there is none."""
-    from lowrank_plugin.plugins import manager
-
-    budget = budget_of(settings, manager())
-    return budget.unit, budget.share

@@ -21,7 +21,7 @@ FORMAT = 1
 
 _NUMBER = {"type": "number"}
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
-_CHANGE = {
+CHANGE_SCHEMA = {
     "type": "array",
     "items": _NUMBER,
     "minItems": 2,
@@ -54,8 +54,8 @@ _LAYER = {
             "description": "a list of whole numbers from 1",
         },
         "error": _NUMBER_OR_NULL,
-        "macs": _CHANGE,
-        "parameters": _CHANGE,
+        "macs": CHANGE_SCHEMA,
+        "parameters": CHANGE_SCHEMA,
         "effective_rank": _NUMBER_OR_NULL,
         "reason": {"type": ["string", "null"]},
         "solver_bytes": _NUMBER_OR_NULL,
@@ -68,7 +68,7 @@ _SCHEMA: dict[str, Any] = {
         "format": {"const": FORMAT, "description": f"{FORMAT}, the format this version reads"},
         "settings": {"type": "object"},
         "norm": {"enum": list(NORMS)},
-        "model": {"type": "object", "additionalProperties": _CHANGE},
+        "model": {"type": "object", "additionalProperties": CHANGE_SCHEMA},
         "allocation": {"type": ["object", "null"], "additionalProperties": _NUMBER},
         "memory": {"type": "object", "additionalProperties": _NUMBER},
         "layers": {"type": "object", "additionalProperties": _LAYER},
@@ -125,7 +125,7 @@ class PlannedLayer:
     def to_json(self) -> dict[str, Any]:
         """The entry of this layer in the plan."""
         costs = {unit: list(change) for unit, change in self.costs.items()}
-        counted = {unit: costs.pop(unit) for unit in ("macs", "parameters") if unit in costs}
+        counted: dict[str, list[float]] = {unit: costs.pop(unit) for unit in ("macs", "parameters") if unit in costs}
         dense = self.decomposer == DENSE
         return {
             "decomposer": self.decomposer,

@@ -26,7 +26,7 @@ from lowrank_hooks import (
 from lowrank_plugin.costs.counted import Chain, macs, parameters, sizes
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.plugins import DECOMPOSERS, manager
+from lowrank_plugin.plugins import DECOMPOSERS, Manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.solvers import batching
 from lowrank_plugin.statistics.weighing import Weights, weight_at
@@ -242,12 +242,14 @@ def options(
     }
 
 
-def competitors(settings: Settings) -> list[DecomposerRecord]:
+def competitors(settings: Settings, registry: Manager) -> list[DecomposerRecord]:
     """The decomposers that compete; those that are named, for kernels of any size.
 
+    :param settings: what the user asked for.
+    :param registry: what plugins offer.
     :raises ConfigurationError: where a name is unknown.
     """
     if isinstance(settings.decomposers, str):
-        records = [entry.record for entry in manager().registered(DECOMPOSERS).values() if entry.record.automatic]
+        records = [entry.record for entry in registry.registered(DECOMPOSERS).values() if entry.record.automatic]
         return [record for record in records if record.int8 or settings.decomposers == "auto"]
-    return [replace(manager().find(DECOMPOSERS, name), largest=None) for name in settings.decomposers]
+    return [replace(registry.find(DECOMPOSERS, name), largest=None) for name in settings.decomposers]

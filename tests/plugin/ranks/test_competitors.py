@@ -14,6 +14,7 @@ from torch import nn
 import lowrank_plugin
 from lowrank_hooks import KernelShape
 from lowrank_plugin.builtin import LARGEST_CPD
+from lowrank_plugin.plugins import manager
 from lowrank_plugin.ranks.proposals import competitors, fits
 from lowrank_plugin.settings import Settings
 
@@ -21,7 +22,7 @@ BUDGET = {"macs": 0.5}
 
 
 def names(shape: KernelShape, **section: Any) -> set[str]:
-    records = competitors(Settings.from_mapping({"budget": BUDGET, **section}))
+    records = competitors(Settings.from_mapping({"budget": BUDGET, **section}), manager())
     return {record.name for record in records if fits(record, shape)}
 
 
