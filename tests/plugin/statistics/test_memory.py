@@ -18,6 +18,7 @@ from lowrank_plugin.statistics import passes
 from lowrank_plugin.statistics.autocorrelation import Autocorrelation
 from lowrank_plugin.statistics.collection import ENOUGH, collect
 from lowrank_plugin.statistics.moments import Moments
+from lowrank_plugin.statistics.vectors import Vectors
 
 TIGHT = 2.6e-3
 """Gigabytes that the widest layer of the network needs, and hardly more."""
@@ -48,16 +49,40 @@ def test_vectors_are_held_as_was_predicted():
     assert 2 * rows.nbytes == passes.need(layers["0"], network[0], 32, 8, 12.0).held
 
 
-def test_the_peak_is_what_the_allocator_sees(network, images, layers):
-    predicted = passes.divide(network, layers, images, Calibration.positions, Calibration.memory_gb)
-    assert predicted.groups == [list(layers)]
+def running(network, inputs):
+    """Peak bytes of running a network."""
 
     def run() -> None:
         with torch.no_grad():
-            for batch in images:
+            for batch in inputs:
                 network(batch)
 
-    beyond = allocated(lambda: collect(network, layers, images)) - allocated(run)
+    return allocated(run)
+
+
+def test_the_peak_is_what_the_allocator_sees(network, images, layers):
+    predicted = passes.divide(network, layers, images, Calibration.positions, Calibration.memory_gb)
+    assert predicted.groups == [list(layers)]
+    beyond = allocated(lambda: collect(network, layers, images)) - running(network, images)
+    assert beyond <= predicted.peak <= 1.7 * beyond
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "kind"),
+    [
+        (nn.Conv2d(24, 24, 3, padding=1), (8, 24, 16, 16), Autocorrelation),
+        (nn.Conv2d(24, 32, 3, stride=2, padding=1), (8, 24, 16, 16), Moments),
+        (nn.Linear(64, 16), (512, 64), Moments),
+        (nn.Linear(512, 16), (8, 512), Vectors),
+    ],
+    ids=["correlations", "drawn patches", "vectors of which there are many", "few vectors"],
+)
+def test_the_peak_of_one_layer_is_what_the_allocator_sees(layer, shape, kind):
+    network, inputs = nn.Sequential(layer), [torch.randn(shape)] * 4
+    layers = survey(network, inputs[0], Settings(budget={"macs": 0.5}), manager().registered(LAYER_ADAPTERS)).layers
+    assert isinstance(collect(network, layers, inputs)["0"].patches, kind)
+    beyond = allocated(lambda: collect(network, layers, inputs)) - running(network, inputs)
+    predicted = passes.divide(network, layers, inputs, Calibration.positions, Calibration.memory_gb)
     assert beyond <= predicted.peak <= 1.7 * beyond
 
 
