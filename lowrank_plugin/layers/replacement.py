@@ -5,34 +5,32 @@
 
 from __future__ import annotations
 
+import weakref
+
 from torch import Tensor, nn
 
 from lowrank_hooks import Factorization, LayerAdapter
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
+"""Where torch keeps a module's hooks, and of which kind its backward hooks are."""
 
 
 def make_chain(layer: nn.Module, adapter: LayerAdapter, factorization: Factorization, bias: Tensor | None) -> nn.Module:
     """Build the chain that takes a layer's place: its dtype, device, train flag, requires_grad and hooks.
 
-    :param layer: the layer; it is not changed.
-    :param adapter: its adapter.
+    >>> import torch
+    >>> from lowrank_hooks import Stage
+    >>> from lowrank_plugin.layers.adapters import LinearAdapter
+    >>> factors = Factorization((Stage(torch.ones(1, 2, 8)), Stage(torch.ones(1, 4, 2))))
+    >>> [stage.weight.shape for stage in make_chain(nn.Linear(8, 4), LinearAdapter(), factors, None)]
+    [torch.Size([2, 8]), torch.Size([4, 2])]
+
+    :param layer: the layer; it is not changed, but shares its hooks with the chain.
+    :param adapter: that of the layer's kind, which builds the chain.
     :param factorization: the factors, in any dtype.
-    :param bias: the bias of the last stage, or None.
+    :param bias: of the last stage [G*T], in any dtype; None for none.
     """
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = layer.get_parameter("weight")
     chain = adapter.build(
         layer, factorization.map(lambda factor: factor.to(weight)), None if bias is None else bias.to(weight)
     )
@@ -50,9 +48,13 @@ def hand_over(old: nn.Module, new: nn.Module, requires_grad: bool) -> nn.Module:
     for parameter in new.parameters():
         parameter.requires_grad_(requires_grad)
     for name in _HOOKS:
-        if name in old.__dict__:
+        if name in vars(old):
             # the same dictionaries, so that the handles their owners hold can still remove the hooks
             setattr(new, name, getattr(old, name))
+    for hook in new._load_state_dict_pre_hooks.values():
+        # torch calls these with the module that they were registered on, which must not be one that is gone
+        if getattr(hook, "with_module", False):
+            vars(hook)["module"] = weakref.ref(new)
     return new
 
 
