@@ -6,16 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
-from lowrank_plugin.flow.flow import Flow
+from lowrank_plugin.flow.choosing import choose
+from lowrank_plugin.flow.compressing import compress
+from lowrank_plugin.flow.meter import meter_of
+from lowrank_plugin.flow.problems import look
 from lowrank_plugin.flow.search import Search, ValidationFunction, judge_of
-from lowrank_plugin.ranks import planning
-from lowrank_plugin.settings import Settings
+from lowrank_plugin.flow.sources import FromData, Source
+from lowrank_plugin.flow.starting import source_of, start, summary
+from lowrank_plugin.flow.subject import Subject
+from lowrank_plugin.plugins import manager
+from lowrank_plugin.ranks.plan import Plan
+from lowrank_plugin.settings import Section, Settings
 from lowrank_plugin.statistics import Statistics
-from lowrank_plugin.support.progress import Progress, no_progress
+from lowrank_plugin.support.batches import take_batches
+from lowrank_plugin.support.progress import Progress, Steps, no_progress
 
 
 def plan(
@@ -26,7 +36,7 @@ def plan(
     statistics: Statistics | None = None,
     validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
-    **section: Any,
+    **section: Unpack[Section],
 ) -> dict[str, Any]:
     """Choose a decomposer and ranks for every layer, without changing anything.
 
@@ -54,8 +64,10 @@ def plan(
     """
     settings = Settings.from_mapping(section)
     judge = judge_of(settings, validation_fn)
-    flow = Flow(model, batches, example_input, settings, progress, statistics)
-    return Search(flow, judge).run().plan if judge else flow.plan()
+    subject, source = _begin(model, batches, example_input, settings, statistics, progress)
+    meter, problems = meter_of(subject), look(subject, source)
+    made = Search(problems, judge, meter).run().plan if judge else choose(problems, meter)
+    return made.to_json()
 
 
 def apply(
@@ -91,9 +103,12 @@ def apply(
     :raises StatisticsError: where the statistics are of another network.
     :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
     """
-    settings = planning.settings_of(plan)
-    flow = Flow(model, batches, example_input, settings, progress, statistics)
-    return flow.finish(plan, inplace)
+    made = Plan.from_json(plan)
+    subject, source = _begin(model, batches, example_input, made.settings_to_follow, statistics, progress)
+    meter, problems = meter_of(subject), look(subject, source, list(made.ranks(subject.survey)))
+    left = {name: each for name, each in made.layers.items() if name not in problems.seen.refusals}
+    compressed = compress(problems, replace(made, layers=left), inplace=inplace)
+    return compressed.model if meter is None else meter.timed(compressed, made)
 
 
 def decompose(
@@ -105,7 +120,7 @@ def decompose(
     inplace: bool = False,
     validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
-    **section: Any,
+    **section: Unpack[Section],
 ) -> nn.Module:
     """Compress a model: :func:`plan` and :func:`apply` in one go, with one pass over the data.
 
@@ -135,11 +150,16 @@ def decompose(
     """
     settings = Settings.from_mapping(section)
     judge = judge_of(settings, validation_fn)
-    flow = Flow(model, batches, example_input, settings, progress, statistics)
+    subject, source = _begin(model, batches, example_input, settings, statistics, progress)
+    meter, problems = meter_of(subject), look(subject, source)
     if judge is None:
-        return flow.finish(flow.plan(), inplace)
-    found = Search(flow, judge).run()
-    return flow.finish(found.plan, inplace, None if inplace else found.compressed)
+        made = choose(problems, meter)
+        compressed = compress(problems, made, inplace=inplace)
+    else:
+        search = Search(problems, judge, meter)
+        found = search.run()
+        made, compressed = found.plan, search.compress(found.plan, inplace=True) if inplace else found.compressed
+    return compressed.model if meter is None else meter.timed(compressed, made)
 
 
 def collect_statistics(
@@ -147,7 +167,7 @@ def collect_statistics(
     batches: Any,
     *,
     progress: Progress = no_progress,
-    **section: Any,
+    **section: Unpack[Section],
 ) -> Statistics:
     """Look at data once: what :func:`plan`, :func:`apply` and :func:`decompose` then need in its place.
 
@@ -166,5 +186,19 @@ def collect_statistics(
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data that cannot be used.
     """
-    settings = Settings.from_mapping({"budget": {"macs": 1.0}, **section})
-    return Flow(model, batches, None, settings, progress).summarise()
+    settings = replace(Settings.from_mapping(section, goal=False), norm="covariance")
+    source, registry = FromData(take_batches(model, batches, settings.calibration.samples)), manager()
+    return summary(start(model, source, None, settings, registry, Steps(progress, registry.observe)), source)
+
+
+def _begin(
+    model: nn.Module,
+    batches: Any,
+    example: Any,
+    settings: Settings,
+    statistics: Statistics | None,
+    progress: Progress,
+) -> tuple[Subject, Source]:
+    """The model, surveyed, and where its layers' inputs are known from; with all plugins that are installed."""
+    source, registry = source_of(model, batches, settings, statistics), manager()
+    return start(model, source, example, settings, registry, Steps(progress, registry.observe)), source

@@ -9,23 +9,25 @@ import copy
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from lowrank_hooks import Rank, StepEvent
-from lowrank_plugin.chains.record import RECORD
+from lowrank_plugin.chains.record import attach
 from lowrank_plugin.errors import BudgetError, ConfigurationError, EvaluationError
-from lowrank_plugin.flow.flow import Flow
-from lowrank_plugin.plugins import manager
-from lowrank_plugin.ranks.allocation import Candidates, Chosen
+from lowrank_plugin.flow.choosing import choices_of
+from lowrank_plugin.flow.compressing import Compressed, Solved, compress
+from lowrank_plugin.flow.meter import Meter
+from lowrank_plugin.flow.problems import Problems
+from lowrank_plugin.ranks.allocation import Chosen
+from lowrank_plugin.ranks.plan import Accuracy, Evaluation, Plan
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support import processes
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 ValidationFunction = Callable[[nn.Module], float]
 """Called with a model in eval mode, without gradients; returns its quality, higher is better."""
@@ -36,29 +38,15 @@ ranks are given by hand."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One network that was tried.
-
-    :param macs: the share of the MACs that it has.
-    :param value: what ``validation_fn`` returned for it.
-    :param drop: by how much that is less than for the original.
-    """
-
-    macs: float
-    value: float
-    drop: float
-
-
-@dataclass(frozen=True)
 class Found:
     """The outcome of a search.
 
-    :param plan: the plan of the network; its key ``"accuracy"`` lists the evaluations.
+    :param plan: the plan of the network; its ``accuracy`` lists the evaluations.
     :param compressed: the network.
     """
 
-    plan: dict[str, Any]
-    compressed: nn.Module
+    plan: Plan
+    compressed: Compressed
 
 
 def judge_of(settings: Settings, validation_fn: ValidationFunction | None) -> ValidationFunction | None:
@@ -85,19 +73,24 @@ def judge_of(settings: Settings, validation_fn: ValidationFunction | None) -> Va
 
 
 class Search:
-    """Bisection on the share of the MACs; statistics, curves and fits of layers at one rank are computed once.
+    """Bisection on the share of the MACs; curves and fits of layers at one rank are computed once.
 
-    :param flow: the model on its way; nothing was chosen yet.
+    :param problems: the problems of the layers.
     :param validation_fn: it is given copies, so that whatever it does to a model is not kept.
+    :param meter: measures the network that is found, where a runtime is given.
+    :raises EvaluationError: where ``validation_fn`` fails on the original.
     """
 
-    def __init__(self, flow: Flow, validation_fn: ValidationFunction) -> None:
-        self._flow, self._validation_fn = flow, validation_fn
-        self._allowed = (flow.settings.budget or {})["accuracy_drop"]
-        self._original = math.nan
+    def __init__(self, problems: Problems, validation_fn: ValidationFunction, meter: Meter | None) -> None:
+        self._validation_fn, self._meter = validation_fn, meter
+        self._subject, self._original = problems.subject, math.nan
         self._evaluations: list[Evaluation] = []
         self._tried: dict[tuple[tuple[str, str, Rank], ...], bool] = {}
+        self._solved: Solved = {}
         self._best: Found | None = None
+        self._original = self._quality(self._subject.model)
+        self._choice = choices_of(problems, meter)
+        self._allowed = self._choice.budget.drop or 0.0
 
     def run(self) -> Found:
         """Find the smallest network whose quality is less than the original's by at most what is allowed.
@@ -107,10 +100,9 @@ class Search:
         :raises EvaluationError: where ``validation_fn`` fails; carries the best network found until then.
         :raises BudgetError: where the ranks given by hand alone cost more than is allowed.
         """
-        self._original = self._agreed_quality(self._flow.model)
-        candidates = self._flow.candidates()
+        candidates = self._choice.candidates
         mildest = candidates.by_hand()
-        if candidates.hand and not self._accepts(candidates, mildest):
+        if candidates.hand and not self._accepts(mildest):
             msg = (
                 f"The ranks given by hand alone lower the quality by {self._evaluations[-1].drop:.4g}, but only "
                 f"{self._allowed:g} is allowed. Raise those ranks or allow a larger accuracy_drop."
@@ -118,50 +110,57 @@ class Search:
             raise BudgetError(msg)
         low, high = candidates.least, candidates.share(mildest)
         while high - low > RESOLUTION:
-            # a layer that could not be solved on the way is left alone from then on
-            candidates = candidates.only(self._flow.survey.layers)
             share = (low + high) / 2
-            chosen = self._within(candidates, share)
-            if chosen is not None and self._accepts(candidates, chosen):
-                high = min(share, candidates.share(chosen))
+            chosen = self._within(share)
+            if chosen is not None and self._accepts(chosen):
+                high = min(share, self._choice.candidates.share(chosen))
             else:
                 low = share
-        found = self._outcome() or self._unchanged(candidates)
-        return Found(self._flow.predicted(found.plan), found.compressed)
+        found = self._outcome() or self._unchanged()
+        if self._meter is None:
+            return found
+        return Found(processes.agreed(self._meter.predicted(found.plan)), found.compressed)
 
-    def _within(self, candidates: Candidates, share: float) -> Chosen | None:
+    def _within(self, share: float) -> Chosen | None:
         try:
-            return candidates.within_share(share)
+            return self._choice.candidates.within_share(share)
         except BudgetError:
             return None
 
-    def _accepts(self, candidates: Candidates, chosen: Chosen) -> bool:
+    def _accepts(self, chosen: Chosen) -> bool:
         key = tuple((name, each.decomposer, each.rank) for name, each in chosen.items())
         if key in self._tried:
             return self._tried[key]
-        compressed = self._flow.compress(self._flow.write(candidates, chosen), inplace=False)
-        value = self._agreed_quality(compressed)
-        before, after = getattr(compressed, RECORD)["model"]["macs"]
+        compressed = self.compress(self._choice.write(chosen))
+        value = self._quality(compressed.model)
+        before, after = compressed.record.costs["macs"]
         tried = Evaluation(after / before, value, self._original - value)
         self._evaluations.append(tried)
         logger.info(
             "Evaluation %d: %.3f of the MACs, quality %.6g, a drop of %.4g where %g is allowed.",
             len(self._evaluations), tried.macs, tried.value, tried.drop, self._allowed,
         )  # fmt: skip
-        manager().hook.lowrank_step(event=StepEvent("evaluate", len(self._evaluations)))
+        self._subject.steps.observe(StepEvent("evaluate", len(self._evaluations)))
         self._tried[key] = tried.drop <= self._allowed
         if self._tried[key]:
-            left = candidates.only(self._flow.survey.layers)
-            plan = self._flow.write(left, {name: chosen[name] for name in left.proposals})
-            self._best = Found({**plan, "accuracy": {"chosen": asdict(tried)}}, compressed)
+            plan = self._choice.write({name: chosen[name] for name in self._choice.candidates.choices})
+            self._best = Found(plan.with_accuracy(self._tries(tried)), compressed)
         return self._tried[key]
 
-    def _agreed_quality(self, model: nn.Module) -> float:
-        """The same in all processes, so that their searches take the same way."""
-        return processes.agreed(processes.together(partial(self._quality, model)))
+    def compress(self, plan: Plan, *, inplace: bool = False) -> Compressed:
+        """Compress as a plan of this search says, without solving again what was solved.
+
+        :param plan: the plan.
+        :param inplace: change the model itself.
+        """
+        compressed = compress(self._choice.problems, plan, inplace=inplace, solved=self._solved)
+        # a layer that could not be solved on the way is left alone from then on
+        self._choice = self._choice.without(compressed.refusals)
+        return compressed
 
     def _quality(self, model: nn.Module) -> float:
-        return processes.agreed(processes.together(lambda: self._measured(model)))
+        """The same in all processes, so that their searches take the same way."""
+        return processes.agreed(processes.together(partial(self._measured, model)))
 
     def _measured(self, model: nn.Module) -> float:
         probe = copy.deepcopy(model).eval()
@@ -187,37 +186,33 @@ class Search:
         best = self._outcome()
         if best is None:
             return EvaluationError(msg)
-        chosen = best.plan["accuracy"]["chosen"]
-        msg += (
-            f" The smallest good network until then ({chosen['macs']:.3f} of the MACs, a drop of {chosen['drop']:.4g}) "
-            "is in this error's attribute compressed, its plan in plan."
-        )
-        return EvaluationError(msg, best.plan, best.compressed)
+        accuracy = best.plan.accuracy
+        if accuracy is not None and (chosen := accuracy.chosen) is not None:
+            msg += (
+                f" The smallest good network until then ({chosen.macs:.3f} of the MACs, a drop of {chosen.drop:.4g}) "
+                "is in this error's attribute compressed, its plan in plan."
+            )
+        return EvaluationError(msg, best.plan.to_json(), best.compressed.model)
 
     def _outcome(self) -> Found | None:
         """The best so far, with everything that was tried written into its plan and its record."""
-        if self._best is None:
+        if self._best is None or self._best.plan.accuracy is None:
             return None
-        accuracy = {**self._tries(), **self._best.plan["accuracy"]}
-        record = {**getattr(self._best.compressed, RECORD), "accuracy": accuracy}
-        setattr(self._best.compressed, RECORD, record)
-        return Found({**self._best.plan, "accuracy": accuracy}, self._best.compressed)
+        accuracy = self._tries(self._best.plan.accuracy.chosen)
+        compressed = self._best.compressed
+        record = compressed.record.with_accuracy(accuracy)
+        attach(compressed.model, record)
+        return Found(self._best.plan.with_accuracy(accuracy), replace(compressed, record=record))
 
-    def _unchanged(self, candidates: Candidates) -> Found:
+    def _unchanged(self) -> Found:
         logger.warning(
             "No smaller network that was tried stays within an accuracy_drop of %g: all layers stay dense.",
             self._allowed,
         )
-        candidates = candidates.only(self._flow.survey.layers)
-        plan = self._flow.write(candidates, candidates.by_hand())
-        for entry in plan["layers"].values():
-            entry["reason"] = "no smaller network that was tried stays within the accuracy drop"
-        plan["accuracy"] = {**self._tries(), "chosen": None}
-        return Found(plan, self._flow.compress(plan, inplace=False))
+        plan = self._choice.write(self._choice.candidates.by_hand())
+        reason = "no smaller network that was tried stays within the accuracy drop"
+        plan = plan.with_reasons(reason).with_accuracy(self._tries(None))
+        return Found(plan, self.compress(plan))
 
-    def _tries(self) -> dict[str, Any]:
-        return {
-            "original": self._original,
-            "allowed_drop": self._allowed,
-            "evaluations": [asdict(each) for each in self._evaluations],
-        }
+    def _tries(self, chosen: Evaluation | None) -> Accuracy:
+        return Accuracy(self._original, self._allowed, tuple(self._evaluations), chosen)

@@ -75,6 +75,30 @@ class Proposal:
     parameters: float
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What there is to choose from for one layer.
+
+    :param dense: the choice that keeps it as it is.
+    :param others: chains that cost less, for the rank policy to choose from.
+    :param by_hand: the chain at the rank that the user gave, whatever it costs; it is taken, and there are no others.
+    """
+
+    dense: Proposal
+    others: tuple[Proposal, ...] = ()
+    by_hand: Proposal | None = None
+
+    @property
+    def free(self) -> tuple[Proposal, ...]:
+        """Those that a rank policy has, in the order of its options: the first keeps the layer dense."""
+        return (self.dense, *self.others)
+
+    @property
+    def cheapest(self) -> Proposal:
+        """The one that costs least; the one by hand, where there is one."""
+        return self.by_hand or min(self.free, key=lambda each: each.cost)
+
+
 class Pricing:
     """What chains cost at one layer.
 
@@ -96,21 +120,22 @@ class Pricing:
         self._layer, self._module, self._model, self._measured, self._biases = layer, module, model, measured, biases
         self._known: dict[Chain, tuple[Chain, tuple[int, ...], int]] = {}
 
-    def proposals(self, drafts: Iterable[Draft]) -> list[Proposal]:
+    def proposals(self, drafts: Iterable[Draft]) -> tuple[Proposal, list[Proposal]]:
         """Price the layer as it is and other choices.
 
         :param drafts: the other choices.
-        :return: as many proposals and one more; the first keeps the layer as it is.
+        :return: the layer as it is, and a proposal for each draft.
         """
         drafts = [Draft(DENSE, (), 0.0, ()), *drafts]
         if self._measured is not None:
             costs: Iterable[float] = self._measured.layer(self._layer.name, [draft.chain for draft in drafts])
         else:
             costs = (self._cost(draft.chain) for draft in drafts)
-        return [
+        dense, *others = [
             Proposal(*draft, cost, macs(*self._sizes(draft.chain)), self._parameters(draft.chain))
             for draft, cost in zip(drafts, costs, strict=True)
         ]
+        return dense, others
 
     def smaller(self, drafts: Iterable[Draft]) -> list[Draft]:
         """Those with fewer multiply-accumulates or fewer parameters than the layer: no other can be cheaper.
@@ -139,8 +164,17 @@ class Pricing:
         return self._known[chain]
 
 
-def fits(record: DecomposerRecord, shape: KernelShape) -> bool:
-    """Whether a decomposer takes kernels with this many spatial axes and weights."""
+def takes(record: DecomposerRecord, shape: KernelShape) -> bool:
+    """Whether a decomposer takes kernels with this many spatial axes and weights.
+
+    >>> from lowrank_plugin.solvers import SpatialSvd
+    >>> record = DecomposerRecord("spatial_svd", SpatialSvd(), spatial_axes=(2,))
+    >>> takes(record, KernelShape(1, 8, 8, (3, 3))), takes(record, KernelShape(1, 8, 8))
+    (True, False)
+
+    :param record: the decomposer.
+    :param shape: of the kernel.
+    """
     return len(shape.kernel_size) in record.spatial_axes and shape.parameters <= (record.largest or math.inf)
 
 
@@ -154,7 +188,7 @@ def error_curves(problems: Sequence[Problem], records: Sequence[DecomposerRecord
     """
     found: list[dict[str, Sequence[Point]]] = [{} for _ in problems]
     for record in records:
-        if fits(record, problems[0].shape):
+        if takes(record, problems[0].shape):
             for of_problem, curve in zip(found, _curves(record, problems), strict=True):
                 of_problem[record.name] = curve
     return found
@@ -175,14 +209,14 @@ def propose(
     curves: Mapping[str, Sequence[Point]],
     pricing: Pricing,
     records: Sequence[DecomposerRecord],
-) -> list[Proposal]:
-    """All points of all competing decomposers that are cheaper than the layer itself, after the layer itself.
+) -> Choices:
+    """All points of all competing decomposers that are cheaper than the layer itself, beside the layer itself.
 
     :param shape: of the layer's kernel.
     :param curves: from :func:`error_curves`.
     :param pricing: for the costs.
     :param records: the decomposers that compete.
-    :return: the dense choice first; alone, where no chain would be cheaper.
+    :return: the dense choice alone, where no chain would be cheaper.
     """
     drafts: dict[Chain, Draft] = {}
     for record in records:
@@ -196,11 +230,11 @@ def propose(
             # of two equal chains the first counts, unless the other is truly better: rounding must not decide
             if chain not in drafts or point.error < (1 - _TIE) * drafts[chain].error:
                 drafts[chain] = Draft(record.name, point.rank, point.error, chain)
-    dense, *others = pricing.proposals(pricing.smaller(drafts.values()))
-    return [dense, *(proposal for proposal in others if proposal.cost < dense.cost)]
+    dense, others = pricing.proposals(pricing.smaller(drafts.values()))
+    return Choices(dense, tuple(proposal for proposal in others if proposal.cost < dense.cost))
 
 
-def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[DecomposerRecord]) -> list[Proposal]:
+def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[DecomposerRecord]) -> Choices:
     """The choice for a rank that a user gave: the first decomposer that takes so many ranks.
 
     :param layer: the layer.
@@ -212,33 +246,34 @@ def by_hand(layer: Layer, rank: Rank, pricing: Pricing, records: Sequence[Decomp
     """
     reasons = []
     for record in records:
-        if not fits(record, layer.shape):
+        if not takes(record, layer.shape):
             continue
         try:
             chain = tuple(record.decomposer.structure(layer.shape, rank))
         except ValueError as error:
             reasons.append(f"{record.name}: {error}")
             continue
-        return pricing.proposals([Draft(record.name, rank, float("nan"), chain)])
+        dense, (chosen,) = pricing.proposals([Draft(record.name, rank, math.nan, chain)])
+        return Choices(dense, by_hand=chosen)
     msg = f"No decomposer takes rank {list(rank)} at layer {layer.name!r}. {' '.join(reasons)}".strip()
     raise ConfigurationError(msg)
 
 
 def options(
-    proposals: Mapping[str, Sequence[Proposal]], weights: Mapping[str, Weights], insights: Mapping[str, Any]
+    choices: Mapping[str, Choices], weights: Mapping[str, Weights], insights: Mapping[str, Any]
 ) -> dict[str, list[Option]]:
     """The choices of all layers as rank policies see them.
 
-    :param proposals: the choices by layer name.
+    :param choices: by layer name.
     :param weights: what errors at a layer cost the model per squared error; 1 where they are missing.
     :param insights: what the policy found out about each layer, where it looks at them.
     """
     return {
         name: [
             Option(proposal.cost, proposal.error, weight_at(weights.get(name, ()), proposal.error), insights.get(name))
-            for proposal in of_layer
+            for proposal in of_layer.free
         ]
-        for name, of_layer in proposals.items()
+        for name, of_layer in choices.items()
     }
 
 

@@ -12,7 +12,7 @@ per cent, but not in the same direction.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,19 +22,39 @@ from lowrank_hooks import StageShape
 from lowrank_plugin.costs.counted import sizes
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.ranks.proposals import Proposal
+from lowrank_plugin.ranks.proposals import Choices, Proposal
 
 
-def smoothed(
-    proposals: Mapping[str, Sequence[Proposal]], layers: Mapping[str, Layer], model: nn.Module, hand: Container[str]
-) -> dict[str, list[Proposal]]:
+def smoothed(choices: Mapping[str, Choices], layers: Mapping[str, Layer], model: nn.Module) -> dict[str, Choices]:
     """The choices of all layers at costs that depend less on the noise of single measurements.
 
-    :param proposals: for each layer its choices with measured costs above 0, the first of which keeps it dense.
+    :param choices: for each layer, with measured costs above 0.
     :param layers: the layers by name.
     :param model: the network.
-    :param hand: layers whose rank the user gave; their choices stay, whatever they cost. Of the others' choices those
-        stay that cost less than the dense one by both, the measurement and the new cost.
+    :return: choices by hand whatever they cost; of the others those that cost less than the dense one by both, the
+        measurement and the new cost.
+    :raises ConfigurationError: where a cost is not above 0.
+    """
+    measured = {
+        name: [*of_layer.free, *([of_layer.by_hand] if of_layer.by_hand else [])] for name, of_layer in choices.items()
+    }
+    found = {}
+    for name, (dense, *others) in smooth(measured, layers, model).items():
+        if choices[name].by_hand is not None:
+            found[name] = Choices(dense, by_hand=others[0])
+        else:
+            found[name] = Choices(dense, tuple(each for each in others if each.cost < dense.cost))
+    return found
+
+
+def smooth(
+    proposals: Mapping[str, Sequence[Proposal]], layers: Mapping[str, Layer], model: nn.Module
+) -> dict[str, list[Proposal]]:
+    """Proposals at the geometric mean of what was measured and what a model of all of them together says.
+
+    :param proposals: for each layer, with measured costs above 0.
+    :param layers: the layers by name.
+    :param model: the network.
     :raises ConfigurationError: where a cost is not above 0.
     """
     features, costs = {}, {}
@@ -47,12 +67,11 @@ def smoothed(
             msg = f"A measured cost must be a number above 0, but one of layer {name!r} is {bad}: mend its cost model."
             raise ConfigurationError(msg)
     rates = fit(list(features.values()), list(costs.values()))
-    found = {}
-    for name, of_layer in proposals.items():
-        means = (costs[name] * (features[name] @ rates)).sqrt().tolist()
-        dense, *others = [replace(each, cost=cost) for each, cost in zip(of_layer, means, strict=True)]
-        found[name] = [dense, *(each for each in others if name in hand or each.cost < dense.cost)]
-    return found
+    means = {name: (costs[name] * (features[name] @ rates)).sqrt().tolist() for name in proposals}
+    return {
+        name: [replace(each, cost=cost) for each, cost in zip(of_layer, means[name], strict=True)]
+        for name, of_layer in proposals.items()
+    }
 
 
 def work(stages: Sequence[StageShape], positions: Sequence[int], groups: int) -> Tensor:

@@ -156,6 +156,11 @@ class Autocorrelation:
             torch.empty(0) if each is None else each for each in (shift, sums, products)
         )
 
+    @property
+    def nbytes(self) -> int:
+        """What the sums take."""
+        return self.shift.nbytes + self.sums.nbytes + self.products.nbytes
+
     def takes(self, inputs: Tensor) -> bool:
         """Whether maps are of the size this was made for.
 

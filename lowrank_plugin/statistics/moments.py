@@ -43,6 +43,11 @@ class Moments:
     ) -> None:
         self.count, self.shift, self.sums, self.products = count, shift, sums, products
 
+    @property
+    def nbytes(self) -> int:
+        """What the sums take."""
+        return sum(each.nbytes for each in (self.shift, self.sums, self.products) if each is not None)
+
     def add(self, vectors: Tensor) -> None:
         """Take in vectors.
 

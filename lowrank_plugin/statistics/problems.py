@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import (
-    NORMS,
     Decomposer,
     ErrorNorm,
     Factorization,
     KernelShape,
     Norm,
+    NormKind,
     PeakMemory,
     Problem,
     Rank,
@@ -25,6 +25,7 @@ from lowrank_hooks import (
 )
 from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.settings import Settings
+from lowrank_plugin.statistics.autocorrelation import Autocorrelation
 from lowrank_plugin.statistics.norms import make_norm
 from lowrank_plugin.statistics.vectors import Inputs, Vectors
 
@@ -45,28 +46,51 @@ def make_problem(
     :param settings: for the device, the seed, the rank multiple and the slack.
     """
     kernel = layer.adapter.kernel(module)
-    kernel = kernel.to(settings.device or kernel.device, _solver_dtype(kernel))
+    kernel = kernel.to(settings.device or kernel.device, solver_dtype(kernel))
     slack = settings.stability.slack if settings.stability else None
     return Problem(kernel, make_norm(moments, gradient, kernel), settings.seed, settings.rank_multiple, slack)
 
 
-def _solver_dtype(kernel: Tensor) -> torch.dtype:
+def solver_dtype(kernel: Tensor) -> torch.dtype:
+    """What a layer is solved in.
+
+    >>> solver_dtype(torch.zeros(1, 8, 8, 3, 3)), solver_dtype(torch.zeros(1, 8, 512, 3, 3))
+    (torch.float64, torch.float32)
+
+    :param kernel: [G, T, S, *kernel] of the layer, in the layer's own dtype.
+    """
     narrow = math.prod(kernel.shape[2:]) <= FLOAT64_WIDTH
     return torch.float64 if narrow or kernel.dtype == torch.float64 else torch.float32
 
 
-def stated_bytes(decomposer: Decomposer, kernel: Tensor, rank: Rank, norm: str) -> int | None:
+def norm_entries(shape: KernelShape, patches: Inputs | Autocorrelation | None, norm: NormKind) -> int:
+    """Numbers that the matrices of a layer's norm will hold.
+
+    >>> norm_entries(KernelShape(1, 8, 4, (3, 3)), Moments(), NORMS["covariance"]), 36 * 36
+    (1296, 1296)
+
+    :param shape: of the layer's kernel.
+    :param patches: what was seen of its inputs; None where they do not count.
+    :param norm: the norm.
+    """
+    columns = shape.in_channels * shape.taps
+    rows = min(patches.count, columns) if isinstance(patches, Vectors) else columns
+    covariance = shape.groups * rows * columns if norm.weighted else 0
+    return covariance + (shape.groups * shape.out_channels**2 if norm.turned else 0)
+
+
+def stated_bytes(decomposer: Decomposer, kernel: Tensor, rank: Rank, norm: NormKind) -> int | None:
     """The peak extra memory that a solver says it needs; None where it says nothing.
 
     :param decomposer: the solver.
     :param kernel: [G, T, S, *kernel] of the layer.
     :param rank: the rank.
-    :param norm: the name of the norm.
+    :param norm: the norm.
     """
     if not isinstance(decomposer, PeakMemory):
         return None
     shape = KernelShape(kernel.shape[0], kernel.shape[1], kernel.shape[2], tuple(kernel.shape[3:]))
-    return decomposer.peak_bytes(shape, rank, NORMS[norm], _solver_dtype(kernel).itemsize)
+    return decomposer.peak_bytes(shape, rank, norm, solver_dtype(kernel).itemsize)
 
 
 def corrected(bias: Tensor | None, problem: Problem, chain: Factorization, moments: Inputs | None) -> Tensor | None:

@@ -61,6 +61,11 @@ class Vectors:
             self._parts.append(vectors.clone())
 
     @property
+    def nbytes(self) -> int:
+        """What the vectors take."""
+        return sum(part.nbytes for part in self._parts)
+
+    @property
     def count(self) -> int:
         """How many vectors were seen."""
         return sum(len(part) for part in self._parts)
