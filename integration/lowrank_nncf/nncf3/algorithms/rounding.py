@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_hooks import WeightLayout
 from lowrank_nncf.nncf3.model.wrapping import hooks
 from lowrank_nncf.nncf3.sections import QuantizationSection
-from lowrank_plugin.host import RECORD, Calibration, Grid, known_base
+from lowrank_plugin.host import RECORD, Calibration, Grid, writable
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 
 
@@ -29,10 +29,10 @@ def applies(model: nn.Module, section: QuantizationSection) -> bool:
     :param model: the model before it is quantized.
     :param section: the section ``"quantization"``.
     """
-    layouts = _layouts()
+    adapters = manager().registered(LAYER_ADAPTERS)
     layers = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)]
     free = next(hooks(model), None) is None and "model_type" not in section
-    return free and all(known_base(layer, layouts) is not None for layer in layers)
+    return free and all(writable(layer, adapters) is not None for layer in layers)
 
 
 def memory_gb(model: nn.Module, section: QuantizationSection) -> float:
@@ -56,20 +56,14 @@ def grids(model: nn.Module) -> dict[str, Grid]:
     :return: by layer name, float64; no value is larger than the largest that a weight of its channel is rounded to now,
         so that NNCF's protection against overflow is kept.
     """
-    modules, layouts, found = dict(model.named_modules()), _layouts(), {}
+    modules, adapters, found = dict(model.named_modules()), manager().registered(LAYER_ADAPTERS), {}
     for name, quantizer in hooks(model, (BaseQuantizer,)):
         _, operation, port = decode_hook_name(name)
         layer = ".".join(operation.split("/")[:-2])
-        base = known_base(modules[layer], layouts) if port == 1 and layer in modules else None
-        if base is not None:
-            found[layer] = _grid(quantizer, modules[layer], layouts[base])
+        layout = writable(modules[layer], adapters) if port == 1 and layer in modules else None
+        if layout is not None:
+            found[layer] = _grid(quantizer, modules[layer], layout)
     return found
-
-
-def _layouts() -> dict[type, WeightLayout]:
-    """The adapters that tell where the entries of a kernel are in a weight, by the class of their layers."""
-    offered = [entry.record for entry in manager().registered(LAYER_ADAPTERS).values()]
-    return {record.module_type: record.adapter for record in offered if isinstance(record.adapter, WeightLayout)}
 
 
 @torch.no_grad()
