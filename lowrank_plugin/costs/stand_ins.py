@@ -53,7 +53,7 @@ def random_chain(model: nn.Module, layer: Layer, chain: Sequence[StageShape]) ->
     module = model.get_submodule(layer.name)
     shape = layer.shape
     stages = chain or (StageShape(shape.out_channels, shape.in_channels, shape.kernel_size),)
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = module.get_parameter("weight")
     factors = _random(stages, shape.groups, weight)
     return layer.adapter.build(module, factors, weight.new_zeros(shape.groups * shape.out_channels)).eval()
 
@@ -70,8 +70,9 @@ def random_network(
     network = copy.deepcopy(model)
     for name, chain in chains.items():
         layer, old = layers[name], network.get_submodule(name)
-        bias: Tensor = old.weight.new_zeros(layer.shape.groups * layer.shape.out_channels)  # type: ignore[operator]
-        new = make_chain(old, layer.adapter, _random(chain, layer.shape.groups, old.weight), bias)  # type: ignore[arg-type]
+        weight = old.get_parameter("weight")
+        bias = weight.new_zeros(layer.shape.groups * layer.shape.out_channels)
+        new = make_chain(old, layer.adapter, _random(chain, layer.shape.groups, weight), bias)
         if old is network:
             return new
         replace(network, old, new)

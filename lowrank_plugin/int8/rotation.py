@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ Stage = tuple[nn.Module, Writable]
 
 def rotate_chains(
     compressed: nn.Module,
-    batches: Any,
+    batches: object,
     *,
     samples: int = SAMPLES,
     inplace: bool = False,
@@ -101,13 +100,13 @@ def _open(stage: nn.Module, adapters: Adapters) -> Stage | None:
 
 
 def _second_moments(
-    model: nn.Module, stages: Sequence[Stage], batches: Sequence[Any], steps: Steps
+    model: nn.Module, stages: Sequence[Stage], batches: Sequence[object], steps: Steps
 ) -> dict[int, Tensor]:
     """The sums of squares and products of the stages' outputs, about zero: float64 [R, R] by place."""
     sums: dict[int, Tensor] = {}
 
     def watching(index: int, adapter: Writable) -> Callable[..., None]:
-        def hook(stage: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def hook(stage: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
             vectors = adapter.outputs(stage, output).flatten(0, -2)
             sums[index] = sums.get(index, 0) + (vectors.mT @ vectors).double()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +103,7 @@ def rounded(weight: Tensor, moment: Tensor, grid: Grid) -> Tensor:
 def round_weights(
     model: nn.Module,
     grids: Mapping[str, Grid],
-    batches: Any,
+    batches: object,
     *,
     samples: int = SAMPLES,
     memory_gb: float = Calibration.memory_gb,

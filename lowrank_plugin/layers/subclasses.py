@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Container
-from typing import Any
 
 from torch import nn
 
@@ -44,7 +43,7 @@ def known_base(module: nn.Module, known: Container[type]) -> type | None:
     return None if changed or added else base
 
 
-def _matters(base: type, name: str, value: Any) -> bool:
+def _matters(base: type, name: str, value: object) -> bool:
     computes = (callable(value) or hasattr(value, "__get__")) and not name.startswith("__annotate")
     return computes and name not in _CONSTRUCTION and (hasattr(base, name) or name in _declared(base))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class Survey:
     samples: int
 
 
-def survey(model: nn.Module, example: Any, settings: Settings, adapters: Adapters) -> Survey:
+def survey(model: nn.Module, example: object, settings: Settings, adapters: Adapters) -> Survey:
     """Run the model once and look at every layer that has a weight.
 
     >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
@@ -116,7 +116,7 @@ def survey(model: nn.Module, example: Any, settings: Settings, adapters: Adapter
 
 
 def called_layers(
-    model: nn.Module, example: Any, modules: Mapping[str, nn.Module], adapters: Adapters
+    model: nn.Module, example: object, modules: Mapping[str, nn.Module], adapters: Adapters
 ) -> dict[str, Layer]:
     """Those of some modules that an example run calls and that have an adapter, whether they can be compressed or not.
 
@@ -132,7 +132,7 @@ def called_layers(
     return {name: _layer(name, *known[name], types, each) for name, each in calls.items()}
 
 
-def _known(modules: Mapping[str, nn.Module], types: Mapping[type, Any]) -> dict[str, tuple[nn.Module, type]]:
+def _known(modules: Mapping[str, nn.Module], types: Mapping[type, object]) -> dict[str, tuple[nn.Module, type]]:
     """Those that have an adapter, each with the class it was made for."""
     bases = {name: known_base(module, types) for name, module in modules.items()}
     return {name: (modules[name], base) for name, base in bases.items() if base is not None}
@@ -184,7 +184,7 @@ def _refusal(
     return types[base][1].refusal(module)
 
 
-def _unknown(module: nn.Module, types: Mapping[type, Any]) -> str:
+def _unknown(module: nn.Module, types: Mapping[type, object]) -> str:
     kind = type(module).__name__
     if type(module) in types:
         return "its forward was replaced by another function"
@@ -211,13 +211,13 @@ def _shared_weights(candidates: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _example_run(
-    model: nn.Module, example: Any, candidates: Mapping[str, tuple[nn.Module, type]]
+    model: nn.Module, example: object, candidates: Mapping[str, tuple[nn.Module, type]]
 ) -> tuple[dict[str, list[tuple[torch.Size, torch.Size]]], dict[str, str], float]:
     """Shapes at every call of each candidate, the attributes read from outside, and the MACs of the whole run."""
     calls: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
 
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
             inputs = layer_input(args, kwargs)
             if isinstance(inputs, Tensor) and isinstance(output, Tensor):
                 calls.setdefault(name, []).append((inputs.shape, output.shape))
@@ -231,6 +231,6 @@ def _example_run(
     return calls, readers, counter.get_total_flops() / 2
 
 
-def layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def layer_input(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
     """The input tensor of a layer from the arguments of its forward."""
     return args[0] if args else kwargs.get("input")

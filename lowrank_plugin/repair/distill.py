@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
-from lowrank_plugin.repair.gauss_newton import Sample, Weights, minimise
+from lowrank_plugin.repair.gauss_newton import Parameters, Sample, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
 from lowrank_plugin.support.batches import call, enough, evaluating, split
 from lowrank_plugin.support.hooking import hooked
@@ -77,7 +77,7 @@ def distill(
     original: nn.Module,
     compressed: nn.Module,
     chains: Sequence[str],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     *,
     adapters: Adapters,
     iterations: int = 6,
@@ -136,8 +136,8 @@ def _refit(
     compressed: nn.Module,
     block: Block,
     layers: Mapping[str, tuple[nn.Module, Writable]],
-    learned: Sequence[Any],
-    held_out: Sequence[Any],
+    learned: Sequence[object],
+    held_out: Sequence[object],
     iterations: int,
     seed: int,
 ) -> tuple[float, float] | None:
@@ -186,7 +186,7 @@ def fit_module(
     }
     frozen = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
-    def function(changed: Weights, inputs: tuple[Any, Any]) -> Tensor:
+    def function(changed: Parameters, inputs: Any) -> Tensor:
         # copies, because a module may change its inputs in place and these are used again
         args, kwargs = _copied(inputs)
         output: Tensor = functional_call(module, {**frozen, **changed}, args, kwargs)
@@ -226,28 +226,40 @@ class _EnoughError(Exception):
     """The calls looked for have been seen; the rest of the network need not run."""
 
 
-def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Sequence[Any]) -> Iterator[Sample]:
+def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Sequence[object]) -> Iterator[Sample]:
     """What goes into a block of the compressed network, and what comes out of the original's on the same data."""
     for batch in batches:
-        outputs: list[Any] = []
-        inputs: list[Any] = []
+        outputs = _outputs(original, name, batch)
+        inputs = _inputs(compressed, name, batch, len(outputs))
+        targets = [output for output in outputs if output is not None]
+        if len(inputs) == len(outputs) == len(targets):
+            yield from (Sample(each, target) for each, target in zip(inputs, targets, strict=True))
 
-        def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, outputs: list[Any] = outputs) -> None:
-            outputs.append(output.clone() if isinstance(output, Tensor) else None)
 
-        def stop(
-            _: nn.Module, args: Any, kwargs: Any, inputs: list[Any] = inputs, outputs: list[Any] = outputs
-        ) -> None:
-            inputs.append(_copied((args, kwargs)))
-            if len(inputs) == len(outputs):
-                raise _EnoughError
+def _outputs(model: nn.Module, name: str, batch: object) -> list[Tensor | None]:
+    """What a block puts out at each call; None where it is no tensor."""
+    outputs: list[Tensor | None] = []
 
-        with hooked({original.get_submodule(name): keep}):
-            call(original, batch)
-        with suppress(_EnoughError), hooked({compressed.get_submodule(name): stop}, before=True):
-            call(compressed, batch)
-        if len(inputs) == len(outputs) and all(output is not None for output in outputs):
-            yield from (Sample(each, output) for each, output in zip(inputs, outputs, strict=True))
+    def keep(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+        outputs.append(output.clone() if isinstance(output, Tensor) else None)
+
+    with hooked({model.get_submodule(name): keep}):
+        call(model, batch)
+    return outputs
+
+
+def _inputs(model: nn.Module, name: str, batch: object, count: int) -> list[object]:
+    """The arguments of a block at its first calls."""
+    inputs: list[object] = []
+
+    def stop(module: nn.Module, args: object, kwargs: object) -> None:
+        inputs.append(_copied((args, kwargs)))
+        if len(inputs) == count:
+            raise _EnoughError
+
+    with suppress(_EnoughError), hooked({model.get_submodule(name): stop}, before=True):
+        call(model, batch)
+    return inputs
 
 
 def _wanted(layers: Mapping[str, tuple[nn.Module, Writable]], seen: Sequence[Sample]) -> int:

@@ -17,9 +17,13 @@ from torch.func import jvp, vjp
 
 from lowrank_plugin.support.outputs import Loss
 
-Weights = dict[str, Tensor]
+Parameters = dict[str, Tensor]
+"""The weights and biases that are refitted, by name."""
 
-SHARES = (1.0, 0.5, 0.25)
+Function = Callable[[Parameters, Any], Tensor]
+"""From parameters and the inputs of a sample to an output; differentiable forwards and backwards."""
+
+PARTS = (1.0, 0.5, 0.25)
 """Parts of the way to an iterate that are tried on the samples held out: few samples point too far."""
 
 
@@ -36,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Minimum:
     """What a minimisation came to.
 
     :param weights: the best weights on the held-out samples.
@@ -45,7 +49,7 @@ class Outcome:
     :param steps: conjugate-gradient steps up to the best ones.
     """
 
-    weights: Weights
+    weights: Parameters
     before: float
     after: float
     steps: int
@@ -53,15 +57,15 @@ class Outcome:
 
 @torch.no_grad()
 def minimise(
-    function: Callable[[Weights, Any], Tensor],
+    function: Function,
     weights: Mapping[str, Tensor],
     samples: Sequence[Sample],
     held_out: Sequence[Sample],
     loss: Loss,
-    precondition: Callable[[Weights], Weights],
+    precondition: Callable[[Parameters], Parameters],
     damping: Mapping[str, float],
     steps: int,
-) -> Outcome:
+) -> Minimum:
     r"""Lower a loss by solving :math:`(J^T H J + D)\,d = -J^T g` with preconditioned conjugate gradients.
 
     J is the derivative of the function in its weights, g and H slope and curvature of the loss. The iterates of
@@ -89,10 +93,10 @@ def minimise(
     """
     start = dict(weights)
     before = _total(function, start, held_out, loss)
-    best = Outcome(start, before, before, 0)
+    best = Minimum(start, before, before, 0)
     residual = {name: -each for name, each in _gradient(function, start, samples, loss).items()}
     direction = {name: torch.zeros_like(each) for name, each in start.items()}
-    search: Weights = {}
+    search: Parameters = {}
     product = 1.0
     for step in range(1, steps + 1):
         scaled = precondition(residual)
@@ -108,60 +112,61 @@ def minimise(
         length = product / _dot(search, image)
         direction = {name: each + length * search[name] for name, each in direction.items()}
         residual = {name: each - length * image[name] for name, each in residual.items()}
-        tried = [_trial(function, start, direction, share, held_out, loss) for share in SHARES]
+        tried = [_trial(function, start, direction, part, held_out, loss) for part in PARTS]
         after, moved = min(tried, key=lambda each: each[0])
         if not after < best.after:
             break
-        best = Outcome(moved, before, after, step)
+        best = Minimum(moved, before, after, step)
     return best
 
 
 def _trial(
-    function: Callable[..., Tensor],
-    start: Weights,
-    direction: Weights,
-    share: float,
+    function: Function,
+    start: Parameters,
+    direction: Parameters,
+    part: float,
     held_out: Sequence[Sample],
     loss: Loss,
-) -> tuple[float, Weights]:
-    moved = {name: each + share * direction[name] for name, each in start.items()}
+) -> tuple[float, Parameters]:
+    moved = {name: each + part * direction[name] for name, each in start.items()}
     return _total(function, moved, held_out, loss), moved
 
 
-def _total(function: Callable[..., Tensor], weights: Weights, samples: Sequence[Sample], loss: Loss) -> float:
+def _total(function: Function, weights: Parameters, samples: Sequence[Sample], loss: Loss) -> float:
     values = [float(loss.value(function(weights, each.inputs), each.target)) for each in samples]
     return sum(values) if all(map(math.isfinite, values)) else math.inf
 
 
-def _gradient(function: Callable[..., Tensor], weights: Weights, samples: Sequence[Sample], loss: Loss) -> Weights:
+def _gradient(function: Function, weights: Parameters, samples: Sequence[Sample], loss: Loss) -> Parameters:
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
     for sample in samples:
-        output, pull = vjp(lambda moved, inputs=sample.inputs: function(moved, inputs), weights)  # type: ignore[misc]
+        output, pull, *_ = vjp(_of(function, sample), weights)
         _add(total, pull(loss.slope(output, sample.target))[0])
     return total
 
 
 def _curvature(
-    function: Callable[..., Tensor], weights: Weights, tangent: Weights, samples: Sequence[Sample], loss: Loss
-) -> Weights:
+    function: Function, weights: Parameters, tangent: Parameters, samples: Sequence[Sample], loss: Loss
+) -> Parameters:
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
     for sample in samples:
-
-        def at(moved: Weights, inputs: Any = sample.inputs) -> Tensor:
-            return function(moved, inputs)
-
+        at = _of(function, sample)
         # the output's change first, then what that change pulls back: two passes, no second derivatives of the network
         with warnings.catch_warnings():
             # torch's forward differentiation loads a part of torch that torch itself calls deprecated
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            output, change = jvp(at, (weights,), (tangent,))  # type: ignore[misc]
-        _, pull = vjp(at, weights)  # type: ignore[misc]
+            output, change, *_ = jvp(at, (weights,), (tangent,))
+        _, pull, *_ = vjp(at, weights)
         _add(total, pull(loss.curvature(output, change))[0])
     return total
 
 
-def _add(total: Weights, more: Mapping[str, Tensor]) -> None:
+def _of(function: Function, sample: Sample) -> Callable[[Parameters], Tensor]:
+    return lambda moved: function(moved, sample.inputs)
+
+
+def _add(total: Parameters, more: Mapping[str, Tensor]) -> None:
     for name, each in total.items():
         each += more[name]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from lowrank_hooks import LayerAdapter
 from lowrank_plugin.layers.kinds import Writable
 from lowrank_plugin.layers.survey import layer_input
-from lowrank_plugin.repair.gauss_newton import Sample, Weights
+from lowrank_plugin.repair.gauss_newton import Function, Parameters, Sample
 from lowrank_plugin.statistics.sampling import draw_positions
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.outputs import Loss
@@ -50,17 +49,17 @@ class Kronecker:
     :param function: from no weights and the inputs of a sample to an output, through the layers themselves.
     :param layers: layers by name, each with the adapter that shows its patches and the layout of its weight.
     :param samples: some, for the moments.
-    :param share: which part they are of the samples that the matrix is a sum over.
+    :param fraction: which part they are of the samples that the matrix is a sum over.
     :param loss: the loss.
     :param seed: of the probes.
     """
 
     def __init__(
         self,
-        function: Callable[[Weights, Any], Tensor],
+        function: Function,
         layers: Mapping[str, tuple[nn.Module, Writable]],
         samples: Sequence[Sample],
-        share: float,
+        fraction: float,
         loss: Loss,
         seed: int,
     ) -> None:
@@ -71,12 +70,12 @@ class Kronecker:
         for name, seen in _observe(function, layers, samples, loss, seed).items():
             low, basis = torch.linalg.eigh(torch.stack(seen.inputs).mean(dim=0))
             high, probes = torch.linalg.eigh(torch.stack(seen.outputs).mean(dim=0))
-            curvature = seen.positions / share * high.clamp_min(0).unsqueeze(-1) * low.clamp_min(0).unsqueeze(-2)
+            curvature = seen.positions / fraction * high.clamp_min(0).unsqueeze(-1) * low.clamp_min(0).unsqueeze(-2)
             added = DAMPING * float(curvature.mean()) or 1.0
             self._factors[name] = (basis, probes, curvature + added)
             self.damping.update(dict.fromkeys(_names(name, layers[name][0]), added))
 
-    def solve(self, gradient: Weights) -> Weights:
+    def solve(self, gradient: Parameters) -> Parameters:
         """Multiply by the inverse.
 
         :param gradient: a tensor for each weight and bias.
@@ -104,7 +103,7 @@ def _names(name: str, layer: nn.Module) -> list[str]:
 
 
 def _observe(
-    function: Callable[[Weights, Any], Tensor],
+    function: Function,
     layers: Mapping[str, tuple[nn.Module, Writable]],
     samples: Sequence[Sample],
     loss: Loss,
@@ -120,8 +119,8 @@ def _observe(
     return seen
 
 
-def _tap(adapter: LayerAdapter, seen: _Seen, generator: torch.Generator) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+def _tap(adapter: LayerAdapter, seen: _Seen, generator: torch.Generator) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> Tensor:
         with torch.no_grad():
             view = adapter.patches(module, layer_input(args, kwargs).detach())
             axes = view.dim() - adapter.kernel(module).dim() + 1

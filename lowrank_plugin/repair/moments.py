@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ def match_moments(
     templates: Mapping[str, nn.Module],
     layers: Mapping[str, Layer],
     wanted: Mapping[str, Sequence[ChannelStatistics]],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     adapters: Adapters,
     steps: Steps = SILENT,
 ) -> None:
@@ -64,10 +63,10 @@ def match_moments(
     divided = all(len(layer.calls) == 1 for layer in layers.values())
     mine = processes.in_step(batches) if divided else list(batches)
     running = {name: _Running(wanted[name], divided) for name in layers}
-    batch: Any = None
+    batch: object = None
 
-    def correcting(layer: Layer) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def correcting(layer: Layer) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> Tensor:
             result = output.clone()
             view = layer.adapter.outputs(templates[layer.name], result)
             seen = None if batch is None else ChannelStatistics.of(view, channel_axes=2)

@@ -10,7 +10,6 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,16 +51,26 @@ class Observed:
     def __add__(self, other: Observed) -> Observed:
         mine, theirs = self.patches, other.patches
         outputs = [*self.outputs, *other.outputs]
-        alike = isinstance(mine, Autocorrelation) and isinstance(theirs, Autocorrelation)
-        if alike and mine.geometry == theirs.geometry:  # type: ignore[union-attr]
-            return Observed(mine + theirs, outputs)  # type: ignore[operator]
+        if (
+            isinstance(mine, Autocorrelation)
+            and isinstance(theirs, Autocorrelation)
+            and mine.geometry == theirs.geometry
+        ):
+            return Observed(mine + theirs, outputs)
         return Observed(mine.moments() + theirs.moments(), outputs)
+
+
+def _added(first: Inputs | Autocorrelation, second: Inputs | Autocorrelation) -> Inputs | Autocorrelation:
+    """Sums over both; maps of different sizes have only the moments of their patches in common."""
+    if isinstance(first, Autocorrelation) and isinstance(second, Autocorrelation) and first.geometry == second.geometry:
+        return first + second
+    return first.moments() + second.moments()
 
 
 def collect(
     model: nn.Module,
     layers: Mapping[str, Layer],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     *,
     patches: bool = True,
     positions: float = 12.0,
@@ -134,7 +143,7 @@ class _Tap:
         self.place, self.share = place, share
         self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{seed}/{place}".encode()))
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         # modes that number a module's operations, as NNCF's does, must not see these
         with torch._C.DisableTorchFunction():
             self._look(module, layer_input(args, kwargs).detach(), output.detach())

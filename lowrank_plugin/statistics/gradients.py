@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ logger = logging.getLogger("lowrank_plugin")
 SAMPLES = 128
 """Samples that gradients are taken from."""
 
-Watch = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Callable[[Tensor], None]]
+Watch = Callable[[nn.Module, tuple[object, ...], dict[str, object], Tensor], Callable[[Tensor], None]]
 """Called when a layer has run, with the module, the arguments of its forward and its output; what it returns is called
 with the gradient of the probe of the log-likelihood with respect to that output."""
 
@@ -34,7 +33,7 @@ with the gradient of the probe of the log-likelihood with respect to that output
 def collect_gradients(
     model: nn.Module,
     layers: Mapping[str, Layer],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     *,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -57,7 +56,7 @@ def collect_gradients(
     sums: dict[str, Tensor] = {}
 
     def watching(layer: Layer) -> Watch:
-        def watch(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Callable[[Tensor], None]:
+        def watch(module: nn.Module, args: object, kwargs: object, output: Tensor) -> Callable[[Tensor], None]:
             def receive(gradient: Tensor) -> None:
                 vectors = layer.adapter.outputs(module, gradient)
                 vectors = vectors.reshape(-1, *vectors.shape[-2:]).movedim(1, 0).float()
@@ -84,14 +83,14 @@ def collect_gradients(
 def pull_back(
     model: nn.Module,
     watches: Mapping[str, Watch],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     sums: Mapping[str, Tensor],
     *,
     samples: int,
     seed: int,
     description: str,
     steps: Steps,
-    after: Callable[[Any], None] = lambda batch: None,
+    after: Callable[[object], None] = lambda batch: None,
 ) -> dict[str, Tensor]:
     r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
 
@@ -141,13 +140,13 @@ class _Frozen(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         detached = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         return torch.func.functional_call(self.model, detached, args, kwargs)
 
 
-def _tap(watch: Watch) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+def _tap(watch: Watch) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
         with torch.no_grad():

@@ -38,8 +38,8 @@ def make_norm(inputs: Inputs | None, gradient: Tensor | None, like: Tensor) -> E
     weight = shrinkage(covariance, inputs.count, covariance.shape[-1])[:, None]
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     mean = diagonal.mean(dim=-1, keepdim=True)
-    covariance = covariance * (1 - weight.unsqueeze(-1))
-    covariance.diagonal(dim1=-2, dim2=-1).add_(weight * mean)
+    # in place, because this may be as large as everything else together
+    covariance.mul_(1 - weight.unsqueeze(-1)).diagonal(dim1=-2, dim2=-1).add_(weight * mean)
     return Norm(covariance.to(like), outputs)
 
 
@@ -84,13 +84,17 @@ def effective_rank(norm: ErrorNorm) -> float:
     Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262, 2017, eq. 5.
 
     :param norm: with a covariance; several groups are averaged, those that do not vary count as 0.
+    :raises ValueError: where it has none.
     """
     if isinstance(norm, SampledNorm):
         traces, squares = _traces(norm.vectors @ norm.vectors.mT)
         added = norm.ridge * norm.vectors.shape[-1]
         traces, squares = traces + added, squares + norm.ridge * (2 * traces + added)
     else:
-        traces, squares = _traces(norm.covariance)  # type: ignore[arg-type]
+        if norm.covariance is None:
+            msg = "A norm without a covariance says nothing of how inputs vary."
+            raise ValueError(msg)
+        traces, squares = _traces(norm.covariance)
     return float(torch.where(squares > 0, traces.square() / squares, torch.zeros_like(squares)).mean())
 
 

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -86,7 +85,7 @@ class Passes:
 
 
 def divide(
-    model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[Any], positions: float, memory_gb: float
+    model: nn.Module, layers: Mapping[str, Layer], batches: Sequence[object], positions: float, memory_gb: float
 ) -> Passes:
     """Group layers so that no group needs more than is allowed.
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_hooks import LayerAdapter, Window, Windowed
 
 
 def draw(
-    adapter: LayerAdapter, module: Any, inputs: Tensor, outputs: Tensor, wanted: float, generator: torch.Generator
+    adapter: LayerAdapter, module: nn.Module, inputs: Tensor, outputs: Tensor, wanted: float, generator: torch.Generator
 ) -> Tensor:
     """Draw patches of a layer; all where there are no more than wanted.
 
@@ -64,7 +63,7 @@ def _seen_through(windows: Sequence[Window], inputs: Tensor, places: tuple[Tenso
     """Windows of [B, C, *size] at some places, [N, C, *taps]; nothing else is padded or copied."""
     axes = len(windows)
     sample, *positions = (each.to(inputs.device).reshape(-1, *(1,) * axes) for each in places)
-    outside: Any = False
+    outside = torch.zeros((), dtype=torch.bool, device=inputs.device)
     index = [sample]
     for axis, (window, position) in enumerate(zip(windows, positions, strict=True)):
         tap = torch.arange(window.taps, device=inputs.device) * window.dilation

@@ -55,7 +55,7 @@ class Statistics:
     gradient_samples: int
     data: tuple[str, ...]
     example: Any = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
 
     def check(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         """See that these are statistics of a network.
@@ -127,7 +127,7 @@ class Statistics:
             self.origin,
         )
 
-    def inputs(self) -> Any:
+    def inputs(self) -> object:
         """Zeros in the shape of a model input that was seen.
 
         :raises StatisticsError: where its structure could not be written down.
@@ -164,7 +164,7 @@ def summarise(
     observed: Mapping[str, Observed],
     gradients: Mapping[str, Tensor],
     costs: Mapping[str, Weights],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     settings: Settings,
 ) -> Statistics:
     """Put what was seen together with what it was seen of.
@@ -191,7 +191,7 @@ def summarise(
     )
 
 
-def digest(values: Any) -> str:
+def digest(values: object) -> str:
     """SHA-256 of all tensors in any nesting of lists, tuples and dicts, their shapes and dtypes included."""
     total = hashlib.sha256()
     for leaf in pytree.tree_leaves(values):
@@ -201,7 +201,7 @@ def digest(values: Any) -> str:
     return total.hexdigest()
 
 
-def fold(example: Any) -> Any:
+def fold(example: object) -> Any:
     """Shapes and dtypes of the tensors of a model input, as JSON; None where it holds anything else.
 
     >>> fold({"x": torch.zeros(1, 2)})

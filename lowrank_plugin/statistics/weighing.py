@@ -9,7 +9,6 @@ import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Inputs |
     points = [point for point in spectrum.points(1) if 0 < point.error < 1]
     measured = as_measured(problem, moments)
     energy = float(measured.energy)
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = module.get_parameter("weight")
     trials: dict[float, Trial] = {}
     for wanted in TRIAL_ERRORS if points else ():
         [rank] = min(points, key=lambda point: abs(math.log(point.error / wanted))).rank
@@ -81,7 +80,7 @@ def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Inputs |
         error = measured_error(measured, factorization, energy)
         if not error > 0:
             continue
-        bias = corrected(module.bias, problem, factorization, moments)  # type: ignore[arg-type]
+        bias = corrected(module._parameters.get("bias"), problem, factorization, moments)
         factors = factorization.map(lambda factor: factor.to(weight))
         # built here and not by make_chain, which would hand over the hooks that the layer has while it is watched
         chain = layer.adapter.build(module, factors, None if bias is None else bias.to(weight))
@@ -92,7 +91,7 @@ def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Inputs |
 def weigh(
     model: nn.Module,
     trials: Mapping[str, Sequence[Trial]],
-    batches: Sequence[Any],
+    batches: Sequence[object],
     *,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -118,7 +117,9 @@ def weigh(
     sums: dict[str, Tensor] = {}
 
     def watching(name: str, chains: Sequence[Trial]) -> Watch:
-        def watch(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Callable[[Tensor], None]:
+        def watch(
+            module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
+        ) -> Callable[[Tensor], None]:
             changes = [chain(layer_input(args, kwargs)) - output for chain, _ in chains]
 
             def receive(gradient: Tensor) -> None:
@@ -130,7 +131,7 @@ def weigh(
 
         return watch
 
-    def after(batch: Any) -> None:
+    def after(batch: object) -> None:
         size = batch_size(batch)
         for name, products in inner.items():
             # where the first axis is more than samples, those of one sample stand together

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from lowrank_plugin.errors import CalibrationError
 
 
-def take_batches(model: nn.Module, data: Any, samples: int) -> list[Any]:
+def take_batches(model: nn.Module, data: Any, samples: int) -> list[object]:
     """Read batches until there are enough samples; the last one is cut to size.
 
     :param model: the network, to tell inputs from labels.
@@ -46,9 +46,9 @@ def take_batches(model: nn.Module, data: Any, samples: int) -> list[Any]:
     return batches
 
 
-def enough(batches: Sequence[Any], samples: float) -> list[Any]:
+def enough(batches: Sequence[object], samples: float) -> list[object]:
     """The first batches that hold so many samples together, or all where there are fewer."""
-    chosen: list[Any] = []
+    chosen: list[object] = []
     for batch in batches:
         if sum(batch_size(each) for each in chosen) >= samples:
             break
@@ -56,7 +56,7 @@ def enough(batches: Sequence[Any], samples: float) -> list[Any]:
     return chosen
 
 
-def split(batches: Sequence[Any], share: float, most: int) -> tuple[list[Any], list[Any]]:
+def split(batches: Sequence[object], share: float, most: int) -> tuple[list[object], list[object]]:
     """Cut batches into smaller ones, and put some of these aside.
 
     >>> [[len(each) for each in part] for part in split([torch.zeros(20, 3), torch.zeros(20, 3)], share=1 / 4, most=10)]
@@ -82,7 +82,7 @@ def split(batches: Sequence[Any], share: float, most: int) -> tuple[list[Any], l
     )
 
 
-def _slice(batch: Any, start: int, stop: int) -> Any:
+def _slice(batch: object, start: int, stop: int) -> object:
     size = batch_size(batch)
     return pytree.tree_map(
         lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf,
@@ -90,7 +90,7 @@ def _slice(batch: Any, start: int, stop: int) -> Any:
     )
 
 
-def batch_size(batch: Any) -> int:
+def batch_size(batch: object) -> int:
     """The first dimension of the first tensor of a batch.
 
     :raises CalibrationError: where it holds no tensor.
@@ -102,7 +102,7 @@ def batch_size(batch: Any) -> int:
     raise CalibrationError(msg)
 
 
-def one_sample(batch: Any) -> Any:
+def one_sample(batch: object) -> object:
     """The first sample of a batch, with a batch dimension of 1.
 
     >>> one_sample({"x": torch.zeros(8, 3)})["x"].shape
@@ -113,7 +113,7 @@ def one_sample(batch: Any) -> Any:
     return _slice(batch, 0, 1)
 
 
-def call(model: nn.Module, batch: Any) -> Any:
+def call(model: nn.Module, batch: object) -> Any:
     """Run a model on a batch, as NNCF does: a tuple or list is spread out, a dict becomes keyword arguments.
 
     :param model: the network.
@@ -153,7 +153,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _inputs(model: nn.Module, item: Any) -> Any:
+def _inputs(model: nn.Module, item: object) -> object:
     if isinstance(item, tuple | list):
         try:
             inspect.signature(model.forward).bind(*item)
