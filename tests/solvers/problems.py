@@ -1,17 +1,18 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Problems with known answers, and the oracles that know them."""
+"""Problems with known answers, and the oracles that know them; the table begins with that of the conformance kit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lowrank_hooks import Norm, Problem
+from lowrank_hooks.testing.problems import VARIANTS, Case, make_problem
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -71,46 +72,32 @@ def exact_spatial(groups: int, outputs: int, inputs: int, kernel: tuple[int, int
     return torch.einsum("grsh,gtrw->gtshw", vertical, horizontal)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the table of problems.
-
-    :param name: the test's id.
-    :param problem: the problem, float64.
-    """
-
-    name: str
-    problem: Problem
-
-
 def _cases() -> list[Case]:
-    """Small 3x3 problems in every norm, ordinary and awkward."""
-    kernel = power_law_kernel(1, 12, 8, 3, 3)
-    grouped = power_law_kernel(2, 6, 5, 3, 3)
-    duplicated = torch.cat([kernel[:, :, :4], kernel[:, :, :4]], dim=2)
-    moment = covariance(1, 12, seed=7, decay=0.5)
+    """3x3 kernels in every norm: the ordinary problems of the conformance kit, a size larger, and awkward ones."""
+    ordinary = [Case(norm, make_problem(norm=norm, out_channels=12, in_channels=8)) for norm in VARIANTS]
+    known = {case.name: case.problem for case in ordinary}
+    plain, seen = known["frobenius"], known["covariance"]
     dead = torch.diag(torch.tensor([1.0] * 9 + [0.0] * 3, dtype=torch.float64))[None]
     diagonal = torch.diag(torch.arange(72, 0, -1, dtype=torch.float64) ** -1.0)[None]
-    return [
-        Case("frobenius", Problem(kernel)),
-        Case("covariance", Problem(kernel, Norm(covariance(1, 72)))),
-        Case("two-sided", Problem(kernel, Norm(covariance(1, 72), moment))),
-        Case("gradient-only", Problem(kernel, Norm(None, moment))),
-        Case("dead-outputs", Problem(kernel, Norm(covariance(1, 72), dead))),
-        Case("diagonal", Problem(kernel, Norm(diagonal))),
-        Case("singular", Problem(kernel, Norm(singular_covariance(1, 72, 20)))),
-        Case("rank-one", Problem(kernel, Norm(singular_covariance(1, 72, 1)))),
-        Case("grouped", Problem(grouped, Norm(covariance(2, 45)))),
-        Case("grouped-frobenius", Problem(grouped)),
-        Case("duplicated-channels", Problem(duplicated, Norm(covariance(1, 72)))),
-        Case("many-outputs", Problem(power_law_kernel(1, 40, 3, 3, 3), Norm(covariance(1, 27)))),
-        Case("one-input", Problem(power_law_kernel(1, 6, 1, 3, 3), Norm(covariance(1, 9)))),
-        Case("one-output", Problem(power_law_kernel(1, 1, 6, 3, 3), Norm(covariance(1, 54)))),
-        Case("float32", Problem(kernel.float(), Norm(covariance(1, 72).float()))),
-    ]
+    duplicated = torch.cat([seen.kernel[:, :, :4], seen.kernel[:, :, :4]], dim=2)
+    awkward = {
+        "gradient-only": replace(plain, norm=Norm(gradient=known["two-sided"].norm.gradient)),
+        "dead-outputs": replace(seen, norm=Norm(seen.norm.covariance, dead)),
+        "diagonal": replace(plain, norm=Norm(diagonal)),
+        "rank-one": replace(plain, norm=Norm(singular_covariance(1, 72, 1))),
+        "duplicated-channels": replace(seen, kernel=duplicated),
+        "grouped": make_problem(norm="covariance", groups=2),
+        "grouped-frobenius": make_problem(groups=2),
+        "many-outputs": make_problem(norm="covariance", out_channels=40, in_channels=3),
+        "one-input": make_problem(norm="covariance", in_channels=1),
+        "one-output": make_problem(norm="covariance", out_channels=1),
+        "float32": replace(seen, kernel=seen.kernel.float(), norm=seen.norm.map(torch.Tensor.float)),
+    }
+    return [*ordinary, *(Case(name, problem) for name, problem in awkward.items())]
 
 
 CASES = _cases()
+PROBLEMS = {case.name: case.problem for case in CASES}
 
 
 def eckart_young(problem: Problem, rank: int) -> float:

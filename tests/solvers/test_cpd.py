@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from solvers.problems import CASES, Case, covariance, exact_cp, power_law_kernel, singular_covariance
+from solvers.problems import CASES, PROBLEMS, Case, covariance, exact_cp, power_law_kernel, singular_covariance
 
-from lowrank_hooks import KernelShape, Norm, Problem, Solution, Status
+from lowrank_hooks import NORMS, KernelShape, Norm, Problem, Solution, Status
 from lowrank_plugin.solvers.cp.curve import extrapolated, interpolated
 from lowrank_plugin.solvers.cp.diagnosis import chain_factors
 from lowrank_plugin.solvers.cpd import Cpd
@@ -80,11 +80,22 @@ def test_curve_hardly_promises_more_than_a_fit_keeps(case: Case) -> None:
         assert reached.value.parameters <= case.problem.shape.parameters or point.rank == (1,)
 
 
-@pytest.mark.parametrize("norm", [Norm(), Norm(covariance(1, 360))], ids=lambda norm: norm.name)
-def test_curve_is_near_the_fit_on_a_kernel_of_ordinary_size(norm: Norm) -> None:
-    problem = Problem(power_law_kernel(1, 48, 40, 3, 3), norm, slack=0.02)
-    for point in Cpd().curve(problem)[2::6]:
-        assert error(Cpd().fit(problem, point.rank)) == pytest.approx(point.error, rel=0.3)
+# What a fit reaches over what the curve says. In the plain norm the curve extrapolates what further sweeps would gain,
+# which leaves up to 13 % on these kernels. Under a covariance it knows the kernel whitened by the mean covariances
+# alone: here, where no covariance is a Kronecker product, the fit's own sweeps gain up to 29 % more at low ranks.
+NEAR = {"frobenius": (0.99, 1.15), "covariance": (0.7, 1.05), "two-sided": (0.7, 1.1)}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_curve_is_near_the_fit_on_a_kernel_of_ordinary_size(name: str) -> None:
+    kind = NORMS[name]
+    norm = Norm(
+        covariance(1, 360) if kind.weighted else None, covariance(1, 48, seed=7, decay=0.5) if kind.turned else None
+    )
+    problem = Problem(power_law_kernel(1, 48, 40, 3, 3), norm)
+    least, most = NEAR[name]
+    for point in Cpd().curve(problem)[::4]:
+        assert least <= error(Cpd().fit(problem, point.rank)) / point.error <= most
 
 
 def test_extrapolation() -> None:
@@ -186,7 +197,7 @@ def test_groups_are_separate(slack: float | None) -> None:
 
 @both_kinds
 def test_same_seed_same_bits(slack: float | None) -> None:
-    problem = CASES[1].problem
+    problem = PROBLEMS["covariance"]
     first, second = fit(problem, slack=slack).value, fit(problem, slack=slack).value
     assert first is not None and second is not None
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(first.stages, second.stages, strict=True))
@@ -280,7 +291,7 @@ def test_half_precision_is_refused_in_words() -> None:
 
 
 def test_the_problem_is_left_alone() -> None:
-    problem = CASES[2].problem
+    problem = PROBLEMS["two-sided"]
     before = problem.kernel.clone()
     fit(problem, slack=0.02)
     assert torch.equal(problem.kernel, before)

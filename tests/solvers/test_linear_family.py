@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from solvers.problems import CASES, Case, covariance, exact_spatial, exact_tucker, power_law_kernel
+from solvers.problems import CASES, PROBLEMS, Case, covariance, exact_spatial, exact_tucker, power_law_kernel
 
 from lowrank_hooks import Factorization, Norm, Problem, Rank, Status
 from lowrank_plugin.solvers.spatial_svd import SpatialSvd
@@ -138,7 +138,7 @@ def test_permuting_channels_permutes_the_answer(method: Method) -> None:
 
 @every_method
 def test_same_problem_same_bits(method: Method) -> None:
-    problem = CASES[1].problem
+    problem = PROBLEMS["covariance"]
     first, second = (method.decomposer.fit(problem, method.rank).value for _ in range(2))
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(first.stages, second.stages, strict=True))
 
@@ -193,7 +193,7 @@ def test_half_precision_weights_upcast(method: Method, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("bad", [(), (0,), (-1, 2), (1, 1, 1, 1), (1.5,), (0, 0), (0, 0, 0)])
 def test_bad_ranks_are_refused(method: Method, bad: Rank) -> None:
     with pytest.raises(ValueError, match="rank"):
-        method.decomposer.fit(CASES[0].problem, bad)
+        method.decomposer.fit(PROBLEMS["frobenius"], bad)
 
 
 @our_methods
@@ -217,18 +217,16 @@ def test_exact_rank_kernels_are_recovered(method: Method) -> None:
 
 @our_methods
 def test_stages_are_balanced(method: Method) -> None:
-    chain: Factorization = method.decomposer.fit(CASES[1].problem, method.rank).value
+    chain: Factorization = method.decomposer.fit(PROBLEMS["covariance"], method.rank).value
     sizes = [float(stage.weight.square().mean().sqrt()) for stage in chain.stages]
     assert max(sizes) < 3 * min(sizes)
 
 
 @our_methods
 def test_cuda_agrees_with_the_cpu(method: Method, cuda: torch.device) -> None:
-    for case in CASES[:3]:
-        moments = (case.problem.norm.covariance, case.problem.norm.gradient)
-        norm = Norm(*(None if moment is None else moment.to(cuda) for moment in moments))
-        there = replace(case.problem, kernel=case.problem.kernel.to(cuda), norm=norm)
+    for problem in (PROBLEMS[name] for name in ("frobenius", "covariance", "two-sided")):
+        there = replace(problem, kernel=problem.kernel.to(cuda), norm=problem.norm.map(lambda moment: moment.to(cuda)))
         answer = method.decomposer.fit(there, method.rank)
         assert answer.value.stages[0].weight.device.type == "cuda"
-        expected = method.decomposer.fit(case.problem, method.rank).value.to_kernel()
+        expected = method.decomposer.fit(problem, method.rank).value.to_kernel()
         torch.testing.assert_close(answer.value.to_kernel().cpu(), expected, rtol=0, atol=1e-7)

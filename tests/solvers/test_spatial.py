@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from solvers.problems import CASES, covariance, normal, power_law_kernel
+from solvers.problems import PROBLEMS, covariance, normal, power_law_kernel
 
 from lowrank_hooks import Norm, Problem
 from lowrank_plugin.solvers.spatial_svd import SpatialSvd
@@ -64,7 +64,7 @@ def test_other_kernels_are_refused(kernel: tuple[int, ...]) -> None:
 
 
 def test_hybrid_with_full_channels_is_the_spatial_svd() -> None:
-    problem = CASES[1].problem
+    problem = PROBLEMS["covariance"]
     hybrid = Tucker2Spatial().fit(problem, (12, 8, 6))
     assert [stage.weight.shape[3:] for stage in hybrid.value.stages] == [(3, 1), (1, 3)]
     plain = SpatialSvd(rtol=Tucker2Spatial().rtol).fit(problem, (6,))
@@ -72,7 +72,7 @@ def test_hybrid_with_full_channels_is_the_spatial_svd() -> None:
 
 
 def test_hybrid_with_full_middle_is_tucker2() -> None:
-    problem = CASES[1].problem
+    problem = PROBLEMS["covariance"]
     patient = {"max_steps": 300, "rtol": 1e-9, "cg_steps": 10}
     hybrid = Tucker2Spatial(**patient).fit(problem, (5, 3, 9)).statistics["relative_error"]
     tucker = Tucker2(**patient).fit(problem, (5, 3)).statistics["relative_error"]

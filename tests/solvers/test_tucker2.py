@@ -8,14 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from solvers.problems import CASES, covariance, eckart_young, exact_tucker, normal, power_law_kernel
+from solvers.problems import CASES, PROBLEMS, covariance, eckart_young, exact_tucker, normal, power_law_kernel
 
 from lowrank_hooks import Norm, Problem, Status
 from lowrank_plugin.solvers.svd import Svd
-from lowrank_plugin.solvers.tensorly.conversion import from_tucker_tensor, to_tucker_tensor
 from lowrank_plugin.solvers.tensorly.partial_tucker import TensorlyPartialTucker
 from lowrank_plugin.solvers.tucker2 import Tucker2
-from lowrank_plugin.solvers.two_block.hooi import filtered
 
 PATIENT = Tucker2(max_steps=3000, rtol=1e-13, cg_steps=20)
 
@@ -65,13 +63,13 @@ def test_full_input_rank_is_the_svd_optimum() -> None:
 
 
 def test_nearly_full_input_rank_is_close_to_the_svd_bound() -> None:
-    problem = CASES[1].problem
+    problem = PROBLEMS["covariance"]
     bound = Svd().fit(problem, (5,)).statistics["relative_error"]
     assert bound <= Tucker2().fit(problem, (5, 7)).statistics["relative_error"] < 1.2 * bound
 
 
 def test_full_output_rank_has_no_last_stage() -> None:
-    problem = CASES[1].problem
+    problem = PROBLEMS["covariance"]
     chain = Tucker2().fit(problem, (12, 4)).value
     assert len(chain.stages) == 2
     assert chain.stages[1].weight.shape == (1, 12, 4, 3, 3)
@@ -99,27 +97,6 @@ def test_plain_limit_is_that_of_singular_value_decompositions(decay: float) -> N
     assert solution.statistics["relative_error"] == pytest.approx(limit, rel=1e-4)
     errors = solution.statistics["errors"]
     assert errors == sorted(errors, reverse=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_filter_improves_a_basis(dtype: torch.dtype) -> None:
-    axes = torch.linalg.qr(normal(2, 12, 12)).Q
-    near = torch.linalg.qr(axes[:, :, :4] + 0.1 * normal(2, 12, 4)).Q.to(dtype)
-    gram = ((axes * torch.arange(12, 0, -1)) @ axes.mT).to(dtype)
-    better = filtered(gram, near)
-    torch.testing.assert_close(better.mT @ better, torch.eye(4, dtype=dtype).expand(2, -1, -1))
-
-    def missed(basis: torch.Tensor) -> float:
-        return float(torch.linalg.matrix_norm(axes[:, :, 4:].mT @ basis.double()).max())
-
-    assert missed(better) < missed(near) / 2
-
-
-def test_filter_leaves_a_steep_spectrum_to_eigenvectors() -> None:
-    gram = torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0]))[None]
-    near = torch.linalg.qr(torch.eye(5)[None, :, :3] + 1e-3 * normal(1, 5, 3, dtype=torch.float32)).Q
-    basis = filtered(gram, near)
-    torch.testing.assert_close((basis[0, :2] @ basis[0, :2].mT), torch.eye(2))
 
 
 def test_covariance_lowers_the_output_error() -> None:
@@ -167,34 +144,6 @@ def test_any_number_of_spatial_axes(kernel: tuple[int, ...]) -> None:
     solution = Tucker2().fit(problem, (4, 3))
     assert solution.statistics["relative_error"] < 1e-6
     assert solution.value.stages[1].weight.shape == (1, 4, 3, *kernel)
-
-
-def test_converts_to_tensorly_and_back() -> None:
-    problem = CASES[1].problem
-    for rank in ((5, 3), (12, 4), (5, 8)):
-        chain = Tucker2().fit(problem, rank).value
-        tucker = to_tucker_tensor(chain)
-        assert tucker.shape == (12, 8, 3, 3)
-        dense = np.einsum("qphw,tq,sp,yh,xw->tsyx", tucker.core.numpy(), *(factor.numpy() for factor in tucker.factors))
-        np.testing.assert_allclose(dense, chain.to_kernel()[0].numpy(), atol=1e-12)
-        back = from_tucker_tensor([tucker], (3, 3))
-        torch.testing.assert_close(back.to_kernel(), chain.to_kernel())
-
-
-def test_conversion_refuses_other_chains() -> None:
-    from lowrank_plugin.solvers.spatial_svd import SpatialSvd
-
-    with pytest.raises(ValueError, match="one convolution between 1x1"):
-        to_tucker_tensor(SpatialSvd().fit(CASES[0].problem, (3,)).value)
-
-
-def test_tensorly_backend_is_left_alone() -> None:
-    import tensorly
-    from tensorly.backend import BackendManager
-
-    before = tensorly.get_backend(), BackendManager._default_backend, BackendManager._backend
-    TensorlyPartialTucker().fit(CASES[0].problem, (3, 3))
-    assert (tensorly.get_backend(), BackendManager._default_backend, BackendManager._backend) == before
 
 
 def test_step_limit_is_reported() -> None:

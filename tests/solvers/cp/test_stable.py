@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from solvers.problems import CASES, Case, covariance, normal, power_law_kernel
+from solvers.problems import CASES, PROBLEMS, Case, covariance, normal, power_law_kernel
 from torch import Tensor
 
 from lowrank_hooks import Norm, Problem, Status
@@ -195,6 +195,6 @@ def test_stable_rounds_better_than_plain() -> None:
 
 
 def test_zero_slack_is_allowed() -> None:
-    problem = replace(CASES[1].problem, slack=0.0)
+    problem = replace(PROBLEMS["covariance"], slack=0.0)
     solution = Cpd().fit(problem, (4,))
     assert solution.statistics["relative_error"] <= solution.statistics["best_error"] * (1 + 1e-5)

@@ -1,21 +1,20 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""TensorLy's parafac as a decomposer, and CP chains as TensorLy's tensors."""
+"""TensorLy's parafac as a decomposer."""
 
 from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 import tensorly
 import torch
-from solvers.problems import covariance, normal, power_law_kernel
+from solvers.problems import covariance, power_law_kernel
 
-from lowrank_hooks import Factorization, Norm, Problem, Stage, Status
+from lowrank_hooks import Norm, Problem, Status
 from lowrank_plugin.solvers.cpd import Cpd
-from lowrank_plugin.solvers.tensorly.conversion import from_cp_tensor, pytorch_backend, to_cp_tensor
+from lowrank_plugin.solvers.tensorly.conversion import to_cp_tensor
 from lowrank_plugin.solvers.tensorly.parafac import TensorlyParafac
 
 
@@ -63,27 +62,3 @@ def test_bad_input() -> None:
     nan = Problem(torch.full((1, 4, 3, 3, 3), float("nan")))
     assert TensorlyParafac().fit(nan, (2,)).status is Status.NONFINITE_INPUT
     assert TensorlyParafac().curve(nan) == []
-
-
-def test_round_trip() -> None:
-    chain = Cpd().fit(Problem(power_law_kernel(2, 6, 5, 3, 3)), (4,)).value
-    assert chain is not None
-    tensors = [to_cp_tensor(chain, group) for group in range(2)]
-    back = from_cp_tensor(tensors, (3, 3))
-    assert back.shapes == chain.shapes
-    torch.testing.assert_close(back.to_kernel(), chain.to_kernel())
-    with pytorch_backend():
-        dense = tensorly.cp_to_tensor(tensors[1])
-    torch.testing.assert_close(dense, chain.to_kernel()[1].flatten(2))
-
-
-def test_weights_are_kept() -> None:
-    weights, factors = normal(3), [normal(n, 3, seed=n) for n in (5, 4, 9)]
-    expected = np.einsum("r,tr,sr,kr->tsk", weights.numpy(), *(factor.numpy() for factor in factors))
-    kernel = from_cp_tensor([(weights, factors)], (3, 3)).to_kernel()
-    np.testing.assert_allclose(kernel[0].flatten(2).numpy(), expected, atol=1e-12)
-
-
-def test_other_chains_are_refused() -> None:
-    with pytest.raises(ValueError, match="depthwise"):
-        to_cp_tensor(Factorization((Stage(torch.ones(1, 4, 3, 3, 3)),)))
