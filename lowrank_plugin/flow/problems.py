@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAKING = 3
-"""Copies of a layer's covariance, in float64, that are there for a moment while its problem is made."""
+MAKING = 2
+"""Copies of a layer's covariance, in float64, that are there for a moment while its problem is made: of the products
+of correlated maps put together, and one for a sum or a square."""
 
 
 class Problems:
@@ -89,16 +90,20 @@ class Problems:
     @property
     def room(self) -> int:
         """Bytes of the problems that may be kept."""
-        return max(0, int(self.subject.settings.calibration.memory_gb * GIGABYTE) - self.held)
+        return max(0, int(self.subject.settings.calibration.memory_gb * GIGABYTE) - self.held - self.making)
+
+    @property
+    def making(self) -> int:
+        """Bytes that are needed for a moment while the largest problem is made."""
+        return MAKING * max((8 * self._entries(name) for name in self.subject.survey.layers), default=0)
 
     def memory(self) -> dict[str, int]:
         """What statistics and problems need at the most, and in how many passes; empty where nothing was collected."""
         if not self.seen.memory:
             return {}
         needs = [self._entries(name) * self._solved_in(name).itemsize for name in self.subject.survey.layers]
-        making = MAKING * max((8 * self._entries(name) for name in self.subject.survey.layers), default=0)
         kept = max(min(sum(needs), self.room), max(needs, default=0))
-        return {**self.seen.memory, "peak": max(self.seen.memory["peak"], self.held + kept + making)}
+        return {**self.seen.memory, "peak": max(self.seen.memory["peak"], self.held + kept + self.making)}
 
     def _solved_in(self, name: str) -> torch.dtype:
         return solver_dtype(self.subject.survey.layers[name].adapter.kernel(self.subject.model.get_submodule(name)))
