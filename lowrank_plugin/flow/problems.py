@@ -95,15 +95,21 @@ class Problems:
     @property
     def making(self) -> int:
         """Bytes that are needed for a moment while the largest problem is made."""
-        return MAKING * max((8 * self._entries(name) for name in self.subject.survey.layers), default=0)
+        return MAKING * max((8 * self._entries(name) for name in self._looked_at), default=0)
 
     def memory(self) -> dict[str, int]:
         """What statistics and problems need at the most, and in how many passes; empty where nothing was collected."""
         if not self.seen.memory:
             return {}
-        needs = [self._entries(name) * self._solved_in(name).itemsize for name in self.subject.survey.layers]
+        needs = [self._entries(name) * self._solved_in(name).itemsize for name in self._looked_at]
         kept = max(min(sum(needs), self.room), max(needs, default=0))
         return {**self.seen.memory, "peak": max(self.seen.memory["peak"], self.held + kept + self.making)}
+
+    @property
+    def _looked_at(self) -> list[str]:
+        """Layers that there may be a problem for: all in the plain norm, those that were seen in the others."""
+        seen, weighted = self.seen.observed, self.subject.norm.weighted
+        return [name for name in self.subject.survey.layers if not weighted or name in seen]
 
     def _solved_in(self, name: str) -> torch.dtype:
         return solver_dtype(self.subject.survey.layers[name].adapter.kernel(self.subject.model.get_submodule(name)))
