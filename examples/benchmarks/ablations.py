@@ -31,9 +31,14 @@ sys.path.insert(0, str(ROOT / "examples"))
 from common.table import show_cells
 
 import lowrank_plugin
-from lowrank_plugin.flow.flow import Flow
+from lowrank_plugin.flow.choosing import choose
+from lowrank_plugin.flow.compressing import compress
+from lowrank_plugin.flow.problems import Problems, look
+from lowrank_plugin.flow.sources import FromStatistics
+from lowrank_plugin.flow.starting import start
+from lowrank_plugin.plugins import manager
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.support.progress import no_progress
+from lowrank_plugin.support.progress import SILENT
 
 NORMS = ("frobenius", "covariance", "two-sided")
 POLICIES = {"one ratio": "uniform", "allocated": "lagrangian"}
@@ -59,8 +64,9 @@ def main() -> None:
     for norm, policy, names in itertools.product(options.norms, POLICIES, options.decomposers):
         section = {"norm": norm, "policy": POLICIES[policy], "decomposers": DECOMPOSERS[names]}
         settings = Settings.from_mapping({"budget": {"macs": options.budget}, **section})
-        flow = Flow(task.model, task.batches, None, settings, no_progress, statistics)
-        for found in repaired(flow, task, reference, options.repairs):
+        source = FromStatistics(statistics, task.batches)
+        problems = look(start(task.model, source, None, settings, manager(), SILENT), source)
+        for found in repaired(problems, task, reference, options.repairs):
             rows.append({"norm": norm, "policy": policy, "decomposers": names, **found})
             print(rows[-1], flush=True)
         if options.json:
@@ -68,14 +74,15 @@ def main() -> None:
     show(rows, options.repairs, f"{task.name}, {options.budget:g} of the MACs: top-1 in per cent, KL in nats")
 
 
-def repaired(flow: Flow, task: Task, reference: Tensor, repairs: list[str]) -> list[dict[str, Any]]:
+def repaired(problems: Problems, task: Task, reference: Tensor, repairs: list[str]) -> list[dict[str, Any]]:
     """Accuracy after each repair of the same chains."""
-    plan, found = flow.plan(), []
+    plan, solved, found = choose(problems, None), {}, []
     for repair in repairs:
-        start = time.perf_counter()
-        flow.settings = replace(flow.settings, repair=repair)
-        small = flow.compress(plan, inplace=False)
-        seconds = time.perf_counter() - start
+        begin = time.perf_counter()
+        subject = problems.subject
+        problems.subject = replace(subject, settings=replace(subject.settings, repair=repair))
+        small = compress(problems, plan, inplace=False, solved=solved).model
+        seconds = time.perf_counter() - begin
         found.append({"repair": repair, **task.compare(task.logits(small), reference), "seconds": seconds})
     return found
 

@@ -33,10 +33,16 @@ from common.processor import avoid_missing_tiles
 from common.table import show_cells
 
 import lowrank_plugin
-from lowrank_plugin.flow.flow import Flow
+from lowrank_plugin.flow.choosing import choices_of
+from lowrank_plugin.flow.compressing import compress
+from lowrank_plugin.flow.meter import meter_of
+from lowrank_plugin.flow.problems import look
+from lowrank_plugin.flow.sources import FromData
+from lowrank_plugin.flow.starting import start
+from lowrank_plugin.plugins import manager
 from lowrank_plugin.ranks.allocation import chains_of
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.support.progress import no_progress
+from lowrank_plugin.support.progress import SILENT
 
 RUNTIME = {"backend": "openvino", "precision": "fp32"}
 BATCH, STEPS = 32, 6
@@ -112,17 +118,20 @@ def of_about_latency(model: nn.Module, batches: list[Tensor], latency: float) ->
     :param latency: the share.
     """
     settings = Settings.from_mapping({"budget": {"macs": 0.5}, "runtime": RUNTIME})
-    flow = Flow(model, batches, None, settings, no_progress)
-    candidates = flow.candidates()
+    source = FromData(batches)
+    subject = start(model, source, None, settings, manager(), SILENT)
+    meter, problems = meter_of(subject), look(subject, source)
+    choice = choices_of(problems, meter)
+    candidates = choice.candidates
     low, high = candidates.least, 1.0
     for _ in range(STEPS):
         share = (low + high) / 2
-        before, after = flow.clock.network(chains_of(candidates.within_share(share)))  # type: ignore[union-attr]
+        before, after = meter.network(chains_of(candidates.within_share(share)))
         print(f"  {share:.3f} of the MACs: {after / before:.3f} of the latency")
         low, high = (low, share) if after / before > latency else (share, high)
     middle = (low + high) / 2
-    plans = [flow.write(candidates, candidates.within_share(middle + side * APART)) for side in (-1, 1)]
-    return [flow.compress(plan, inplace=False) for plan in plans]
+    plans = [choice.write(candidates.within_share(middle + side * APART)) for side in (-1, 1)]
+    return [compress(problems, plan, inplace=False).model for plan in plans]
 
 
 def measured(networks: dict[str, nn.Module], sample: Tensor, seconds: float) -> dict[str, float]:
