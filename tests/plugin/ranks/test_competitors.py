@@ -15,7 +15,7 @@ import lowrank_plugin
 from lowrank_hooks import KernelShape
 from lowrank_plugin.builtin import LARGEST_CPD
 from lowrank_plugin.plugins import manager
-from lowrank_plugin.ranks.proposals import competitors, fits
+from lowrank_plugin.ranks.proposals import competitors, takes
 from lowrank_plugin.settings import Settings
 
 BUDGET = {"macs": 0.5}
@@ -23,7 +23,7 @@ BUDGET = {"macs": 0.5}
 
 def names(shape: KernelShape, **section: Any) -> set[str]:
     records = competitors(Settings.from_mapping({"budget": BUDGET, **section}), manager())
-    return {record.name for record in records if fits(record, shape)}
+    return {record.name for record in records if takes(record, shape)}
 
 
 SMALL, LARGE = KernelShape(1, 512, 512, (3, 3)), KernelShape(1, 640, 512, (3, 3))

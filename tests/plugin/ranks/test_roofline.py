@@ -16,8 +16,8 @@ from lowrank_plugin.costs.counted import sizes
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.layers.survey import survey
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.ranks.proposals import Proposal
-from lowrank_plugin.ranks.roofline import fit, smoothed, work
+from lowrank_plugin.ranks.proposals import Choices, Proposal
+from lowrank_plugin.ranks.roofline import fit, smooth, smoothed, work
 from lowrank_plugin.settings import Settings
 
 RATES = torch.tensor([1e-6, 4e-6, 2e-6, 1e-5, 1e-6, 5e-3], dtype=torch.float64)
@@ -78,25 +78,31 @@ def test_costs_that_are_none_are_refused(network, layers, cost):
     name = next(iter(exact))
     exact[name][-1] = replace(exact[name][-1], cost=cost)
     with pytest.raises(ConfigurationError, match=f"above 0, but one of layer {name!r} is {cost}"):
-        smoothed(exact, layers, network, hand=())
+        smooth(exact, layers, network)
 
 
 def test_what_the_model_explains_stays(network, layers):
     exact = proposals(layers, network)
     assert len(exact) > 1
-    assert distance(smoothed(exact, layers, network, hand=exact), exact) < 1e-3
+    assert distance(smooth(exact, layers, network), exact) < 1e-3
 
 
 def test_noise_is_halved(network, layers):
     exact, noisy = proposals(layers, network), proposals(layers, network, noise=0.3)
     assert distance(noisy, exact) > 0.25
-    assert distance(smoothed(noisy, layers, network, hand=exact), exact) < 0.6 * distance(noisy, exact)
+    assert distance(smooth(noisy, layers, network), exact) < 0.6 * distance(noisy, exact)
 
 
 def test_only_choices_by_hand_may_cost_more_than_the_layer(network, layers):
     noisy = proposals(layers, network, noise=0.3)
-    everything, cheaper = (smoothed(noisy, layers, network, hand=hand) for hand in (noisy, []))
+    everything = smooth(noisy, layers, network)
+    cheaper = smoothed({name: Choices(dense, tuple(rest)) for name, (dense, *rest) in noisy.items()}, layers, network)
     for name, of_layer in everything.items():
         assert [each.chain for each in of_layer] == [each.chain for each in noisy[name]]
-        assert cheaper[name] == [of_layer[0], *(each for each in of_layer if each.cost < of_layer[0].cost)]
-    assert len(cheaper["0"]) < len(everything["0"])
+        assert cheaper[name].free == (of_layer[0], *(each for each in of_layer if each.cost < of_layer[0].cost))
+    assert len(cheaper["0"].free) < len(everything["0"])
+    dearest = {name: max(rest, key=lambda each: each.cost) for name, (_, *rest) in noisy.items()}
+    by_hand = {name: Choices(of_layer[0], by_hand=dearest[name]) for name, of_layer in noisy.items()}
+    found = smoothed(by_hand, layers, network)
+    assert all(found[name].by_hand.chain == dearest[name].chain for name in noisy)
+    assert any(each.by_hand.cost > each.dense.cost for each in found.values())
