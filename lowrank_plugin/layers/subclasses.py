@@ -29,7 +29,7 @@ def known_base(module: nn.Module, known: Container[type]) -> type | None:
     >>> known_base(Conv3x3(8), {nn.Conv2d}), known_base(Scaled(8, 8, 1), {nn.Conv2d})
     (<class 'torch.nn.modules.conv.Conv2d'>, None)
 
-    :param module: the module.
+    :param module: any module, such as a layer of a model.
     :param known: the classes to look for.
     :return: the nearest of them; None where there is none, or something that is computed with was changed.
     """

@@ -170,7 +170,7 @@ def fit_module(
 ) -> tuple[float, float]:
     """Refit some layers of a module, in place.
 
-    :param module: the module.
+    :param module: a block, or the network itself.
     :param layers: the layers in it by their names there, with their adapters.
     :param samples: pairs of (args, kwargs) of its forward and outputs wanted.
     :param held_out: likewise.

@@ -34,14 +34,24 @@ ENOUGH = 512
 class Observed:
     """What was seen of one layer.
 
+    A layer may be called more than once for a batch, and processes may have seen different batches; so each output
+    comes with the number of its batch, by which the outputs of all processes are put in order. In a sum of two these
+    numbers would mean two things, and it has none.
+
+    >>> first, second = (ChannelStatistics.of(torch.full((5, 2), value)) for value in (1.0, 3.0))
+    >>> both = Observed(outputs=[first], batch_numbers=[0]) + Observed(outputs=[second], batch_numbers=[0])
+    >>> len(both.outputs), both.batch_numbers
+    (2, [])
+
     :param patches: sums over its input patches, or these themselves; nothing was added where they were not wanted.
     :param outputs: statistics of its output channels, a value for each call.
-    :param places: the number of the batch that each call belongs to; empty where that is no longer known.
+    :param batch_numbers: for each of the outputs the number of the batch it was seen on; empty where that is no longer
+        known.
     """
 
     patches: Inputs | Autocorrelation = field(default_factory=Moments)
     outputs: list[ChannelStatistics] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    batch_numbers: list[int] = field(default_factory=list)
 
     @property
     def inputs(self) -> Inputs:
@@ -49,15 +59,7 @@ class Observed:
         return self.patches.moments()
 
     def __add__(self, other: Observed) -> Observed:
-        mine, theirs = self.patches, other.patches
-        outputs = [*self.outputs, *other.outputs]
-        if (
-            isinstance(mine, Autocorrelation)
-            and isinstance(theirs, Autocorrelation)
-            and mine.geometry == theirs.geometry
-        ):
-            return Observed(mine + theirs, outputs)
-        return Observed(mine.moments() + theirs.moments(), outputs)
+        return Observed(_added(self.patches, other.patches), [*self.outputs, *other.outputs])
 
 
 def _added(first: Inputs | Autocorrelation, second: Inputs | Autocorrelation) -> Inputs | Autocorrelation:
@@ -86,13 +88,22 @@ def collect(
     wider than there are vectors these themselves are kept (:mod:`lowrank_plugin.statistics.vectors`). Zero padding,
     stride and dilation count as the layer sees them.
 
+    >>> from lowrank_plugin.layers.survey import survey
+    >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+    >>> from lowrank_plugin.settings import Settings
+    >>> model, batches = nn.Sequential(nn.Linear(2, 3)), [torch.tensor([[1.0, 2.0], [3.0, 2.0]])]
+    >>> found = survey(model, batches[0], Settings(), manager().registered(LAYER_ADAPTERS))
+    >>> observed = collect(model, found.layers, batches)["0"]
+    >>> observed.inputs.mean, observed.outputs[0].count
+    (tensor([[2., 2.]], dtype=torch.float64), 2)
+
     :param model: the network; its mode, its parameters and other people's hooks stay as they are.
     :param layers: the layers by name.
     :param batches: model inputs.
     :param patches: whether to look at the inputs; otherwise only at the outputs.
     :param positions: patches taken, as a multiple of the width of the covariance.
     :param seed: seed of the draw.
-    :param places: numbers of the batches to run, where the others are run elsewhere; None for all.
+    :param places: numbers of the batches to run, where other processes run the others; None for all.
     :param steps: hears of each batch, as the step ``"collect"``.
     :return: what was seen, by layer name; a layer that was never called has no entry.
     :raises CalibrationError: where the model cannot take a batch.
@@ -113,9 +124,9 @@ def collect(
 class _Tap:
     """A hook that looks at one layer's inputs and outputs.
 
-    :param layer: the layer.
-    :param module: itself.
-    :param samples: how many samples there will be in all.
+    :param layer: how it is seen.
+    :param module: its module.
+    :param samples: how many samples there will be in all, over all processes.
     :param positions: patches wanted, as a multiple of the width of the covariance.
     :param patches: whether to look at the inputs.
     """
@@ -130,18 +141,18 @@ class _Tap:
         elif patches and Vectors.expected(layer, samples, positions) is not None:
             self.observed.patches = Vectors()
         self.generator = torch.Generator()
-        self.place, self.share = 0, 0.0
+        self.batch_number, self.fraction = 0, 0.0
         self.waiting: list[Tensor] = []
 
-    def prepare(self, place: int, share: float, seed: int) -> None:
+    def prepare(self, batch_number: int, fraction: float, seed: int) -> None:
         """Announce a batch.
 
-        :param place: its number.
-        :param share: of all samples that are in it.
+        :param batch_number: its place among all batches.
+        :param fraction: of all samples that are in it.
         :param seed: of the draw; what is drawn depends on no other layer and no other batch.
         """
-        self.place, self.share = place, share
-        self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{seed}/{place}".encode()))
+        self.batch_number, self.fraction = batch_number, fraction
+        self.generator.manual_seed(zlib.crc32(f"{self.layer.name}/{seed}/{batch_number}".encode()))
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         # modes that number a module's operations, as NNCF's does, must not see these
@@ -150,7 +161,7 @@ class _Tap:
 
     def _look(self, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
         adapter, observed = self.layer.adapter, self.observed
-        observed.places.append(self.place)
+        observed.batch_numbers.append(self.batch_number)
         observed.outputs.append(ChannelStatistics.of(adapter.outputs(module, output), channel_axes=2))
         if not self.patches:
             return
@@ -160,7 +171,7 @@ class _Tap:
                 return
             self.finish()
             observed.patches = observed.patches.moments()
-        self._take(working(draw(adapter, module, inputs, output, self.wanted * self.share, self.generator)), 1)
+        self._take(working(draw(adapter, module, inputs, output, self.wanted * self.fraction, self.generator)), 1)
 
     def _take(self, values: Tensor, rows: int) -> None:
         """Add values at once where they are many; sums are large, and small batches must not rewrite them each time."""
@@ -181,10 +192,11 @@ class _Tap:
 def correlated(layer: Layer, module: nn.Module, samples: int, positions: float) -> Geometry | None:
     """Where correlating whole maps takes less arithmetic than products of drawn patches: what is to be correlated.
 
-    :param layer: the layer.
-    :param module: itself.
-    :param samples: how many samples there will be in all.
+    :param layer: how it is seen, and the sizes of its maps in the example run.
+    :param module: its module, for its windows.
+    :param samples: how many samples there will be in all, over all processes.
     :param positions: patches wanted, as a multiple of the width of the covariance.
+    :return: None where products of drawn patches take less, or its patches are no windows of stride 1.
     """
     if len({(before[1:], after[1:]) for before, after in layer.calls}) != 1:
         return None

@@ -20,18 +20,20 @@ from lowrank_plugin.support.processes import gathered, processes, summed
 def combined(observed: Mapping[str, Observed], device: torch.device) -> dict[str, Observed]:
     """What all processes saw.
 
-    :param observed: what this one saw, by layer name.
-    :param device: of the model.
+    :param observed: what this process saw, by layer name; its own batches only.
+    :param device: of the model, where the sums are wanted.
+    :return: the same in every process, with outputs in the order of the batches.
     """
     if processes() == 1:
         return dict(observed)
-    outputs = gathered({name: list(zip(each.places, each.outputs, strict=True)) for name, each in observed.items()})
+    mine = {name: list(zip(each.batch_numbers, each.outputs, strict=True)) for name, each in observed.items()}
+    outputs = gathered(mine)
     found = {}
     for name in dict.fromkeys(name for part in outputs for name in part):
         numbered = sorted((pair for part in outputs for pair in part.get(name, ())), key=lambda pair: pair[0])
-        places, values = zip(*numbered, strict=True)
+        numbers, values = zip(*numbered, strict=True)
         patches = _sum(observed[name].patches if name in observed else Moments(), device)
-        found[name] = Observed(patches, [each.to(device) for each in values], list(places))
+        found[name] = Observed(patches, [each.to(device) for each in values], list(numbers))
     return found
 
 

@@ -39,8 +39,8 @@ class Need:
 def need(layer: Layer, module: nn.Module, samples: int, largest: int, positions: float) -> Need:
     """Predict what a layer's statistics need.
 
-    :param layer: the layer.
-    :param module: itself.
+    :param layer: how it is seen, and the sizes of its maps in the example run.
+    :param module: its module, for its windows.
     :param samples: how many samples there will be in all.
     :param largest: how many of them are in the largest batch.
     :param positions: patches wanted, as a multiple of the width of the covariance.
@@ -89,7 +89,7 @@ def divide(
 ) -> Passes:
     """Group layers so that no group needs more than is allowed.
 
-    :param model: the network.
+    :param model: the network that the layers are of.
     :param layers: the layers, in the order of the groups.
     :param batches: model inputs.
     :param positions: patches wanted, as a multiple of the width of the covariance.
@@ -144,6 +144,6 @@ def collect_in_passes(
             file.write(path, seen)
             stored, _, _ = file.read(path)
             found.update(
-                (name, Observed(stored[name].patches, each.outputs, each.places)) for name, each in seen.items()
+                (name, Observed(stored[name].patches, each.outputs, each.batch_numbers)) for name, each in seen.items()
             )
     return found

@@ -60,7 +60,7 @@ class Statistics:
     def check(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         """See that these are statistics of a network.
 
-        :param model: the network.
+        :param model: the network that they are to be used for.
         :param layers: its compressible layers.
         :raises StatisticsError: where a layer of one name has other weights, or all layers have other names.
         """
@@ -169,9 +169,9 @@ def summarise(
 ) -> Statistics:
     """Put what was seen together with what it was seen of.
 
-    :param model: the network.
+    :param model: the network, whose weights are hashed.
     :param layers: its compressible layers.
-    :param observed: what was seen of them.
+    :param observed: what was seen of them, by layer name.
     :param gradients: second moments of their output gradients.
     :param costs: what errors at each of them cost the model.
     :param batches: the model inputs.

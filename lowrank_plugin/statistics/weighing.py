@@ -59,8 +59,8 @@ def try_out(layer: Layer, module: nn.Module, problem: Problem, moments: Inputs |
     At the same relative error, chains of different decomposers cost a network about the same; chains of different
     errors do not, even per squared error, because the directions that matter least are dropped first.
 
-    :param layer: the layer.
-    :param module: its module.
+    :param layer: whose adapter builds the chains.
+    :param module: its module, with the bias.
     :param problem: its kernel and the norm.
     :param moments: the moments of its input, or None.
     :return: the chains with their relative errors in the norm, ascending; empty where no rank is good for a trial.

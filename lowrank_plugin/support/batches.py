@@ -116,7 +116,7 @@ def one_sample(batch: object) -> object:
 def call(model: nn.Module, batch: object) -> Any:
     """Run a model on a batch, as NNCF does: a tuple or list is spread out, a dict becomes keyword arguments.
 
-    :param model: the network.
+    :param model: any module; its first parameter tells the device.
     :param batch: any nesting of tuples, lists and dicts; its tensors are moved to the model's device.
     :raises CalibrationError: where the model cannot take it, with the model's own error as the cause.
     """

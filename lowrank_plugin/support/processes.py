@@ -31,6 +31,8 @@ def processes() -> int:
 def share(items: Sequence[T]) -> list[tuple[int, T]]:
     """This process's part of items, each with its place among all of them.
 
+    Items are dealt out like cards, so that with 2 processes the second has items 1, 3, 5 and so on.
+
     >>> share(["a", "b"])
     [(0, 'a'), (1, 'b')]
     """
@@ -56,7 +58,12 @@ def in_step(items: Sequence[T]) -> list[T | None]:
 def gathered(value: T) -> list[T]:
     """The values of all processes, in their order; tensors of the others are on the CPU.
 
-    :param value: anything that can be pickled.
+    Every process must call this, or the others wait for it. Without ``torch.distributed`` there is one value:
+
+    >>> gathered(3)
+    [3]
+
+    :param value: this process's own, anything that can be pickled.
     """
     if processes() == 1:
         return [value]
@@ -68,14 +75,29 @@ def gathered(value: T) -> list[T]:
 
 
 def agreed(value: T) -> T:
-    """The first process's value, for what must not differ even in its last digit."""
+    """The value of the first process, in all of them.
+
+    Sums over the same numbers may differ in their last digits from one machine to another, and measured times always
+    do. Whatever decides what is done next must be the same everywhere, or the processes part ways.
+
+    >>> agreed(0.5)
+    0.5
+
+    :param value: this process's own, anything that can be pickled.
+    """
     return value if processes() == 1 else gathered(value)[0]
 
 
 def together(work: Callable[[], T]) -> T:
-    """Do this process's part; where one fails all fail, so that none waits for it forever.
+    """Do this process's part of some work and wait until all have done theirs; where one fails, all fail.
 
-    :param work: called without arguments.
+    Without it, a process whose part has failed would be gone, and the others would wait for it forever.
+
+    >>> together(lambda: "done")
+    'done'
+
+    :param work: called without arguments; it must not exchange anything itself.
+    :return: what it returned here.
     :raises LowRankError: where another process failed; naming it and the cause.
     """
     if processes() == 1:
@@ -96,10 +118,14 @@ def together(work: Callable[[], T]) -> T:
 
 
 def divided(work: Callable[[list[str]], Mapping[str, T]], names: Sequence[str]) -> dict[str, T]:
-    """Results for all names, each worked out by one process.
+    """Results for all names, each worked out by one process and sent to the others.
 
-    :param work: called with this process's names, returns the result for each.
-    :param names: the same in every process.
+    >>> divided(lambda mine: {name: len(name) for name in mine}, ["conv1", "fc"])
+    {'conv1': 5, 'fc': 2}
+
+    :param work: called once with this process's names, returns the result for each; results can be pickled.
+    :param names: the same in every process, no name twice.
+    :return: in the order of the names.
     :raises LowRankError: where another process failed.
     """
     mine = together(lambda: dict(work([name for _, name in share(names)])))
