@@ -3,9 +3,10 @@
 
 r"""One sweep of alternating least squares for a CP decomposition, in any norm and with any sensitivity penalty.
 
-The kernel W is [G, T, S, K]; A, B and C are the factors of outputs, inputs and taps; :math:`M = B \odot C` is
-[S*K, R]. The squared error of a group is :math:`\mathrm{tr}(\Gamma (W - A M^\top) \Sigma (W - A M^\top)^\top)` with a
-diagonal :math:`\Gamma`, to which any other is rotated.
+Letters are those of the table of notation in lowrank_plugin/README.md; the kernel W is [G, T, S, K] here and
+:math:`M = B \odot C` is [S*K, R]. The squared error of a group is
+:math:`\mathrm{tr}(\Gamma (W - A M^\top) \Sigma (W - A M^\top)^\top)` with a diagonal :math:`\Gamma`, to which any
+other is rotated.
 
 Products with the kernel and the covariance are done in the kernel's dtype: they are nearly all of the work, and their
 rounding perturbs the right-hand sides by one unit only. R x R systems are float64, because their condition number is

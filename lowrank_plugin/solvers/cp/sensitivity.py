@@ -3,8 +3,9 @@
 
 r"""How noise on the factors of a CP decomposition changes the kernel, and how to keep that small.
 
-A kernel [T, S, K] is the sum of R rank-one components :math:`a_r \circ b_r \circ c_r`. G is the number of groups,
-all solved at once. Small systems are float64: their conditioning is the square of that of the factors.
+A kernel [T, S, K] is the sum of R rank-one components :math:`a_r \circ b_r \circ c_r`, the columns of A, B and C in the
+table of notation in lowrank_plugin/README.md; all groups are solved at once. Small systems are float64: their
+conditioning is the square of that of the factors.
 
 [1] Phan et al., "Stable Low-Rank Tensor Decomposition for Compression of Convolutional Neural Network", ECCV 2020,
 arXiv:2008.05441.
