@@ -16,7 +16,7 @@ from typing import Any
 
 from lowrank_plugin.support.files import replaced
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 

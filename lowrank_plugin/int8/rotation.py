@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -19,6 +20,8 @@ from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.support.batches import call, evaluating, take_batches
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
+
+logger = logging.getLogger(__name__)
 
 SAMPLES = 128
 """Samples that the tensors between the stages are seen on."""
@@ -78,6 +81,7 @@ def rotate_chains(
     for index, (first, second) in enumerate(pairs):
         if index in moments and bool(torch.isfinite(moments[index]).all()):
             _change_basis(first, second, moments[index])
+    logger.info("The basis between %d pairs of stages is changed.", len(pairs))
     return model
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from lowrank_plugin.statistics.passes import GIGABYTE, collect_in_passes, divide
 from lowrank_plugin.statistics.vectors import Inputs
 from lowrank_plugin.support.batches import take_batches
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
+
+logger = logging.getLogger(__name__)
 
 SAMPLES = 128
 """Samples that the layers' inputs are seen on."""
@@ -113,6 +116,11 @@ def round_weights(
 
     A row of a weight for which rounding to the nearest would be better on the calibration data is rounded so.
 
+    >>> model, half = nn.Sequential(nn.Linear(4, 2)), torch.full((2, 1), 0.5)
+    >>> round_weights(model, {"0": Grid(half, -8 * half, 7 * half)}, [torch.randn(32, 4)])
+    >>> bool((model[0].weight % 0.5 == 0).all())
+    True
+
     :param model: the network, with its quantizers in place.
     :param grids: the grids by layer name. Layers that are not called, that no adapter can write to
         (:class:`lowrank_hooks.WeightLayout`), whose inputs are not finite, or that are too wide for the second moments
@@ -133,11 +141,11 @@ def round_weights(
         return collect(model, {name: layers[name] for name in names}, taken, steps=steps)
 
     observed = collect_in_passes(look, divide(model, layers, taken, Calibration.positions, memory_gb).groups)
-    names = list(observed)
-    for name in steps.each("round", "Rounding weights", names, names):
-        small = _COPIES * product_bytes(layers[name]) <= memory_gb * GIGABYTE
-        if small and observed[name].patches.finite:
-            _round(layouts[name], modules[name], grids[name], observed[name].inputs)
+    small = [name for name in observed if _COPIES * product_bytes(layers[name]) <= memory_gb * GIGABYTE]
+    fit = [name for name in small if observed[name].patches.finite]
+    logger.info("The weights of %d of %d layers are rounded.", len(fit), len(grids))
+    for name in steps.each("round", "Rounding weights", fit, fit):
+        _round(layouts[name], modules[name], grids[name], observed[name].inputs)
 
 
 @torch.no_grad()

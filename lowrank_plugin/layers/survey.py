@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.batches import batch_size, call, evaluating
 from lowrank_plugin.support.hooking import hooked
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,9 @@ def survey(model: nn.Module, example: object, settings: Settings, adapters: Adap
             refusals[name] = reason
             continue
         layers[name] = _layer(name, *known[name], types, calls[name])
+    logger.info("%d of %d layers with a weight can be compressed.", len(layers), len(candidates))
+    for name, reason in refusals.items():
+        logger.debug("Layer %s cannot be compressed: %s.", name, reason)
     samples = batch_size(example)
     return Survey(layers, refusals, macs / samples, sum(p.numel() for p in model.parameters()), samples)
 
@@ -119,6 +125,11 @@ def called_layers(
     model: nn.Module, example: object, modules: Mapping[str, nn.Module], adapters: Adapters
 ) -> dict[str, Layer]:
     """Those of some modules that an example run calls and that have an adapter, whether they can be compressed or not.
+
+    >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+    >>> model, adapters = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()), manager().registered(LAYER_ADAPTERS)
+    >>> called_layers(model, torch.zeros(1, 8, 5, 5), dict(model.named_children()), adapters)["0"].shape
+    KernelShape(groups=8, out_channels=1, in_channels=1, kernel_size=(3, 3))
 
     :param model: the network; it is left as it was.
     :param example: an input for it, any nesting of tuples, lists and dicts.

@@ -46,6 +46,16 @@ def match_moments(
     there: every batch is corrected with itself and those before it, as in one process. A chain that runs more than once
     for a batch would see them in another order, so with such a one every process runs all batches.
 
+    >>> from lowrank_plugin.layers.survey import survey
+    >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+    >>> from lowrank_plugin.settings import Settings
+    >>> adapters, layer, x = manager().registered(LAYER_ADAPTERS), nn.Linear(2, 3), torch.randn(64, 2)
+    >>> model, compressed = nn.Sequential(layer), nn.Sequential(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 3)))
+    >>> layers, wanted = survey(model, x, Settings(), adapters).layers, ChannelStatistics.of(layer(x).detach())
+    >>> match_moments(compressed, {"0": layer}, layers, {"0": [wanted]}, [x], adapters)
+    >>> torch.allclose(compressed(x).mean(dim=0), layer(x).mean(dim=0), atol=1e-6)
+    True
+
     :param compressed: the network with chains, changed in place.
     :param templates: the layers that the chains came from, by name.
     :param layers: how those are seen.
@@ -82,6 +92,7 @@ def match_moments(
         for batch in steps.each("repair", "Matching moments", mine):
             # a process that is out of batches runs along, so that the others find it at every chain
             call(compressed, batches[-1] if batch is None else batch)
+    logger.info("The moments of %d chains are matched.", sum(bool(each.seen) for each in running.values()))
     for name, each in running.items():
         if each.seen:
             absorb(lasts[name], layouts[name], *correction(each.wanted[len(each.seen) - 1], each.seen[-1]))

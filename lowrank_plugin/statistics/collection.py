@@ -24,7 +24,7 @@ from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.messages import listed
 from lowrank_plugin.support.progress import SILENT, Steps
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 ENOUGH = 512
 """Patches, or positions of maps, that are gathered before they are added to the sums."""

@@ -20,7 +20,7 @@ from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.outputs import Loss, outputs_of
 from lowrank_plugin.support.progress import SILENT, Steps
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 SAMPLES = 128
 """Samples that gradients are taken from."""
@@ -43,6 +43,15 @@ def collect_gradients(
 
     A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2`` nats, if errors at different
     positions are independent; see :func:`pull_back`.
+
+    >>> from lowrank_plugin.layers.survey import survey
+    >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+    >>> from lowrank_plugin.settings import Settings
+    >>> model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(32, 4)
+    >>> layers = survey(model, x, Settings(), manager().registered(LAYER_ADAPTERS)).layers
+    >>> fisher = collect_gradients(model, layers, [x])["0"]
+    >>> fisher.shape, bool((fisher.sum(dim=2).abs() < 1e-6).all())  # logits may all move together
+    (torch.Size([1, 3, 3]), True)
 
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param layers: the layers by name.

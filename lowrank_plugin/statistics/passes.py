@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from lowrank_plugin.statistics import file
 from lowrank_plugin.statistics.collection import ENOUGH, Observed, correlated, product_bytes
 from lowrank_plugin.statistics.vectors import Vectors
 from lowrank_plugin.support.batches import batch_size
+
+logger = logging.getLogger(__name__)
 
 GIGABYTE = 10**9
 OVERHEAD = 1.05
@@ -105,7 +108,9 @@ def divide(
         else:
             needs[name] = each
     groups = grouped(needs, memory_gb * GIGABYTE)
-    return Passes(groups, max((peak(needs, group) for group in groups), default=0), refusals)
+    most = max((peak(needs, group) for group in groups), default=0)
+    logger.info("Statistics of %d layers: %d passes, %.3g GB.", len(needs), len(groups), most / GIGABYTE)
+    return Passes(groups, most, refusals)
 
 
 def grouped(needs: Mapping[str, Need], limit: float) -> list[list[str]]:

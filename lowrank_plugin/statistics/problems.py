@@ -39,8 +39,16 @@ def make_problem(
 ) -> Problem:
     """Ask for a layer's kernel to be approximated.
 
-    :param layer: the layer.
-    :param module: its module.
+    >>> from lowrank_plugin.layers.survey import survey
+    >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    >>> found = survey(model, torch.zeros(1, 3, 8, 8), Settings(), manager().registered(LAYER_ADAPTERS))
+    >>> problem = make_problem(found.layers["0"], model[0], None, None, Settings())
+    >>> problem.kernel.shape, problem.kernel.dtype, problem.norm.name
+    (torch.Size([1, 8, 3, 3, 3]), torch.float64, 'frobenius')
+
+    :param layer: how it is seen.
+    :param module: its module, with the weight.
     :param moments: the moments of its input; None for the Frobenius norm.
     :param gradient: second moments of its output gradients, for the two-sided norm; or None.
     :param settings: for the device, the seed, the rank multiple and the slack.
@@ -66,7 +74,8 @@ def solver_dtype(kernel: Tensor) -> torch.dtype:
 def norm_entries(shape: KernelShape, patches: Inputs | Autocorrelation | None, norm: NormKind) -> int:
     """Numbers that the matrices of a layer's norm will hold.
 
-    >>> norm_entries(KernelShape(1, 8, 4, (3, 3)), Moments(), NORMS["covariance"]), 36 * 36
+    >>> from lowrank_hooks import NORMS
+    >>> norm_entries(KernelShape(1, 8, 4, (3, 3)), None, NORMS["covariance"]), 36 * 36
     (1296, 1296)
 
     :param shape: of the layer's kernel.

@@ -36,7 +36,7 @@ class Vectors:
     def expected(cls, layer: Layer, samples: int, positions: float) -> int | None:
         """How many vectors there will be, where keeping so few is best; None for others, and for layers with taps.
 
-        :param layer: the layer.
+        :param layer: with the sizes of its outputs in the example run.
         :param samples: how many samples there will be in all.
         :param positions: vectors wanted, as a multiple of the layer's width.
         """

@@ -104,6 +104,12 @@ def weigh(
     channels *and* positions: errors at neighbouring positions are alike, and where they are averaged later, as before a
     classifier, that decides.
 
+    >>> model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(32, 4)
+    >>> chain = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3))
+    >>> [(error, cost)] = weigh(model, {"0": [(chain, 0.5)]}, [x])["0"]
+    >>> error, cost > 0
+    (0.5, True)
+
     :param model: the network, as it was.
     :param trials: chains for each layer, their errors ascending.
     :param batches: model inputs.
