@@ -10,6 +10,7 @@ from lowrank_plugin.int8.rounding import Grid, round_weights
 from lowrank_plugin.layers.kinds import writable
 from lowrank_plugin.layers.replacement import replace
 from lowrank_plugin.layers.scopes import matches
+from lowrank_plugin.ranks.budgets import needs_validation
 from lowrank_plugin.settings import SCHEMA, Calibration, Settings, listed_scopes
 from lowrank_plugin.support.files import read_whole, write_whole
 from lowrank_plugin.support.messages import listed, suggestion
@@ -29,6 +30,7 @@ __all__ = [
     "listed",
     "listed_scopes",
     "matches",
+    "needs_validation",
     "no_progress",
     "read_whole",
     "replace",

@@ -136,9 +136,9 @@ def _added_error(model: nn.Module, layers: dict[str, Layer], batches: list[torch
             errors = []
             for moments in (drawn[name].inputs, truth):
                 problem = make_problem(layer, module, moments, None, SETTINGS)
-                chain = fit([problem], solver, rank, [None], [moments])[0].factorization
+                (fitted,) = fit([problem], solver, rank, [None], [moments])
                 measured = Problem(problem.kernel, Norm(truth.covariance.to(problem.kernel)))
-                errors.append(measured.relative_error(chain))  # type: ignore[arg-type]
+                errors.append(measured.relative_error(fitted.factorization))
             counts = [drawn[name].patches.count, every[name].patches.count]
             row = {"layer": name, "decomposer": decomposer, "rank": rank, "positions": counts, "errors": errors}
             rows.append({**row, "added": errors[0] / errors[1] - 1})

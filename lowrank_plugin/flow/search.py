@@ -23,6 +23,7 @@ from lowrank_plugin.flow.compressing import Compressed, Solved, compress
 from lowrank_plugin.flow.meter import Meter
 from lowrank_plugin.flow.problems import Problems
 from lowrank_plugin.ranks.allocation import Chosen
+from lowrank_plugin.ranks.budgets import needs_validation
 from lowrank_plugin.ranks.plan import Accuracy, Evaluation, Plan
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support import processes
@@ -56,7 +57,7 @@ def judge_of(settings: Settings, validation_fn: ValidationFunction | None) -> Va
     :param validation_fn: the function given, or None.
     :raises ConfigurationError: where a function is given without the budget it is for, or the other way round.
     """
-    wanted = "accuracy_drop" in (settings.budget or {})
+    wanted = needs_validation(settings.budget)
     if wanted and not callable(validation_fn):
         msg = (
             'The budget "accuracy_drop" needs a validation_fn: a function that takes a model and returns its quality '

@@ -12,6 +12,9 @@ limits: exactly one of ``share``, ``error`` and ``drop`` is set, none of them wh
     if budget.is_measured: ...              # a share of what the whole network measures: measured_budget.meet
     if budget.drop is not None: ...         # a drop of the measured quality: a search with a validation_fn
 
+Where there are no settings yet, such as in a host that is given a section, ``needs_validation(section["budget"])``
+tells whether a ``validation_fn`` is of use.
+
 Another kind is one entry of :data:`KINDS`, the range of its limit in the schema of ``"budget"`` in
 :mod:`lowrank_plugin.settings`, and the step that meets it.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lowrank_hooks import CostModelRecord
 from lowrank_plugin.plugins import COST_MODELS, Manager
@@ -64,9 +68,20 @@ class Budget:
         return candidates.by_hand() if self.error is None else candidates.within_error(self.error)
 
 
-KINDS: Mapping[str, Callable[[CostModelRecord, float], Budget]] = {
-    "error": lambda macs, limit: Budget(macs, error=limit),
-    "accuracy_drop": lambda macs, limit: Budget(macs, drop=limit),
+class BudgetKind(NamedTuple):
+    """A budget that is no share of a cost.
+
+    :param make: called with the cost model of MACs and the limit.
+    :param needs_validation: whether networks are judged by a ``validation_fn`` to meet it.
+    """
+
+    make: Callable[[CostModelRecord, float], Budget]
+    needs_validation: bool = False
+
+
+KINDS: Mapping[str, BudgetKind] = {
+    "error": BudgetKind(lambda macs, limit: Budget(macs, error=limit)),
+    "accuracy_drop": BudgetKind(lambda macs, limit: Budget(macs, drop=limit), needs_validation=True),
 }
 """Budgets that are no share of a cost, by the key that users write; choices are then compared by their MACs."""
 
@@ -89,5 +104,16 @@ def budget_of(settings: Settings, registry: Manager) -> Budget:
         return Budget(macs)
     ((name, limit),) = settings.budget.items()
     if name in KINDS:
-        return KINDS[name](macs, limit)
+        return KINDS[name].make(macs, limit)
     return Budget(registry.find(COST_MODELS, name), share=limit)
+
+
+def needs_validation(budget: Mapping[str, float] | None) -> bool:
+    """Whether networks are judged by a ``validation_fn`` to meet a budget.
+
+    >>> needs_validation({"accuracy_drop": 0.01}), needs_validation({"macs": 0.5}), needs_validation(None)
+    (True, False, False)
+
+    :param budget: as users write it.
+    """
+    return any(name in KINDS and KINDS[name].needs_validation for name in budget or {})

@@ -16,6 +16,7 @@ from nncf.torch.initialization import wrap_dataloader_for_init
 from torch import nn
 
 from lowrank_nncf.errors import ConfigurationError
+from lowrank_plugin.host import needs_validation
 
 
 def calibration_data(config: nncf.NNCFConfig, model: nn.Module) -> nncf.Dataset | None:
@@ -39,7 +40,7 @@ def evaluation(config: nncf.NNCFConfig, section: Mapping[str, Any]) -> Callable[
     :param section: the ``"lowrank"`` section.
     :raises ConfigurationError: where there is none.
     """
-    if "accuracy_drop" not in (section.get("budget") or {}):
+    if not needs_validation(section.get("budget")):
         return None
     if not config.has_extra_struct(ModelEvaluationArgs):
         msg = (

@@ -13,7 +13,7 @@ from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
 from lowrank_nncf.logs import progress
 from lowrank_nncf.nncf3 import sections
 from lowrank_nncf.nncf3.sections import Section
-from lowrank_plugin.host import SCHEMA, Report, Settings, ValidationFunction, judge_of
+from lowrank_plugin.host import SCHEMA, Report, Settings, ValidationFunction, judge_of, needs_validation
 
 
 def _check(model: nn.Module, section: Section, context: CompressionContext) -> None:
@@ -42,7 +42,7 @@ def _apply(model: nn.Module, section: Section, context: CompressionContext) -> t
 
 def _judge(section: Section, context: CompressionContext) -> ValidationFunction | None:
     # it belongs to the whole config, where other algorithms may be what it was given for
-    return context.validation_fn if "accuracy_drop" in (section.get("budget") or {}) else None
+    return context.validation_fn if needs_validation(section.get("budget")) else None
 
 
 LOWRANK = CompressionAlgorithmRecord(sections.LOWRANK, _apply, SCHEMA, _check, summary="chains of smaller layers")
