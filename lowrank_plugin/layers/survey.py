@@ -6,25 +6,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lowrank_hooks import KernelShape, LayerAdapter, StageShape
+from lowrank_plugin.layers.counting import counting
+from lowrank_plugin.layers.eager import check_eager, check_initialised
+from lowrank_plugin.layers.holders import holders, names_of
 from lowrank_plugin.layers.kinds import Adapters, by_type
-from lowrank_plugin.layers.reads import watching
-from lowrank_plugin.layers.scopes import check_scopes, matches
+from lowrank_plugin.layers.reads import Seen, layer_input, watching
+from lowrank_plugin.layers.refusals import adapters_around, of_another_class, out_of_reach, out_of_scope, shared, unfit
+from lowrank_plugin.layers.scopes import check_scopes
 from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.batches import batch_size, call, evaluating
-from lowrank_plugin.support.hooking import hooked
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["Layer", "Survey", "called_layers", "layer_input", "survey"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Layer:
     :param adapter: how it is seen as a kernel.
     :param shape: the sizes of its kernel.
     :param calls: shapes of its input and output at every call in the example run.
+    :param aliases: the other names that the model knows it by.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Layer:
     adapter: LayerAdapter
     shape: KernelShape
     calls: tuple[tuple[torch.Size, torch.Size], ...]
+    aliases: tuple[str, ...] = ()
 
     def positions(self, module: nn.Module, stages: tuple[StageShape, ...]) -> tuple[int, ...]:
         """Output positions that each stage of a chain computes in the example run.
@@ -64,7 +69,8 @@ class Survey:
     """The outcome of a survey.
 
     :param layers: the compressible layers by name, in the order of their first call.
-    :param refusals: for every other layer with a weight, the reason.
+    :param refusals: the reason for every other module that holds a weight: a parameter of two or more axes, whether
+        it is a layer or not. A reason of the model's own parameters is under the empty name.
     :param macs: multiply-accumulates of the whole model for one sample.
     :param parameters: parameters of the whole model.
     :param samples: batch size of the example.
@@ -78,7 +84,7 @@ class Survey:
 
 
 def survey(model: nn.Module, example: object, settings: Settings, adapters: Adapters) -> Survey:
-    """Run the model once and look at every layer that has a weight.
+    """Run the model once and look at every module that holds a weight.
 
     >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
@@ -91,34 +97,29 @@ def survey(model: nn.Module, example: object, settings: Settings, adapters: Adap
     :param example: an input for it, any nesting of tuples, lists and dicts.
     :param settings: for the scopes.
     :param adapters: the layer adapters by name.
-    :raises CalibrationError: where the model cannot take the example.
-    :raises ConfigurationError: where a scope or a pattern of ranks matches no layer.
+    :raises CalibrationError: where the model cannot take the example, or runs modules that are not initialised yet.
+    :raises ConfigurationError: where a scope or a pattern of ranks matches no layer, or the model is a graph that was
+        made for deployment.
     """
-    types = by_type(adapters)
-    candidates = {name: module for name, module in model.named_modules() if _has_weight(module)}
+    check_eager(model)
+    types, names, candidates = by_type(adapters), names_of(model), holders(model)
     for key in ("target_scopes", "ignored_scopes", "ranks"):
-        check_scopes(getattr(settings, key) or (), candidates, key)
-    sharing = _shared_weights(candidates)
+        check_scopes(getattr(settings, key) or (), [each for name in candidates for each in names[name]], key)
     known = _known(candidates, types)
-    calls, readers, macs = _example_run(model, example, known)
+    seen, macs = _example_run(model, example, known)
+    order = {name: place for place, name in enumerate(seen.calls)}
+    reasons = _reasons(model, candidates, known, types, seen, settings)
     layers, refusals = {}, {}
-    for name in sorted(candidates, key=lambda name: list(calls).index(name) if name in calls else len(calls)):
-        module = candidates[name]
-        _, base = known.get(name, (module, None))
-        reason = _refusal(name, module, base, types, settings) or sharing.get(name)
-        if reason is None and name in readers:
-            reason = f"its attribute {readers[name]!r} is read outside of its own forward, which a chain does not have"
-        if reason is None and name not in calls:
-            reason = "its forward was not called in the example run"
-        if reason is not None:
+    for name in sorted(candidates, key=lambda name: order.get(name, len(order))):
+        if (reason := reasons[name]) is None:
+            layers[name] = _layer(name, *known[name], types, seen.calls[name], names[name][1:])
+        else:
             refusals[name] = reason
-            continue
-        layers[name] = _layer(name, *known[name], types, calls[name])
     logger.info("%d of %d layers with a weight can be compressed.", len(layers), len(candidates))
     for name, reason in refusals.items():
         logger.debug("Layer %s cannot be compressed: %s.", name, reason)
-    samples = batch_size(example)
-    return Survey(layers, refusals, macs / samples, sum(p.numel() for p in model.parameters()), samples)
+    samples, parameters = batch_size(example), sum(each.numel() for each in model.parameters() if not is_lazy(each))
+    return Survey(layers, refusals, macs / samples, parameters, samples)
 
 
 def called_layers(
@@ -139,8 +140,8 @@ def called_layers(
     """
     types = by_type(adapters)
     known = _known(modules, types)
-    calls, _, _ = _example_run(model, example, known)
-    return {name: _layer(name, *known[name], types, each) for name, each in calls.items()}
+    seen, _ = _example_run(model, example, known)
+    return {name: _layer(name, *known[name], types, each) for name, each in seen.calls.items()}
 
 
 def _known(modules: Mapping[str, nn.Module], types: Mapping[type, object]) -> dict[str, tuple[nn.Module, type]]:
@@ -155,93 +156,40 @@ def _layer(
     base: type,
     types: Mapping[type, tuple[str, LayerAdapter]],
     calls: Sequence[tuple[torch.Size, torch.Size]],
+    aliases: tuple[str, ...] = (),
 ) -> Layer:
     kind, adapter = types[base]
     groups, out, inputs, *kernel = adapter.kernel(module).shape
-    return Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls))
+    return Layer(name, kind, adapter, KernelShape(groups, out, inputs, tuple(kernel)), tuple(calls), aliases)
 
 
-def _has_weight(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule):
-        return False
-    if parametrize.is_parametrized(module):
-        return True
-    weight = module._parameters.get("weight")
-    return weight is not None and (isinstance(weight, nn.parameter.UninitializedParameter) or weight.dim() >= 2)
-
-
-def _refusal(
-    name: str,
-    module: nn.Module,
-    base: type | None,
+def _reasons(
+    model: nn.Module,
+    candidates: Mapping[str, nn.Module],
+    known: Mapping[str, tuple[nn.Module, type]],
     types: Mapping[type, tuple[str, LayerAdapter]],
+    seen: Seen,
     settings: Settings,
-) -> str | None:
-    if settings.target_scopes is not None and not any(matches(name, scope) for scope in settings.target_scopes):
-        return "not in the target scopes"
-    if any(matches(name, scope) for scope in settings.ignored_scopes):
-        return "in the ignored scopes"
-    if parametrize.is_parametrized(module):
-        return "its weight is parametrised; remove the parametrisations first"
-    if base is None:
-        return _unknown(module, types)
-    weight = module._parameters["weight"]
-    if not isinstance(weight, Tensor) or isinstance(weight, nn.parameter.UninitializedParameter) or weight.is_meta:
-        return "its weight is not initialised"
-    if not weight.is_floating_point() or weight.layout is not torch.strided:
-        return f"its weight is not a dense floating-point tensor ({weight.dtype}, {weight.layout})"
-    if not bool(torch.isfinite(weight).all()):
-        return "its weight contains NaN or infinity"
-    return types[base][1].refusal(module)
+) -> dict[str, str | None]:
+    """Why each module is not compressed; None for those that can be."""
+    names, around, sharing = names_of(model), adapters_around(model), shared(candidates)
+
+    def reason(name: str, module: nn.Module) -> str | None:
+        found = out_of_scope(names[name], settings) or out_of_reach(module) or around.get(name)
+        if found is None and name not in known:
+            return of_another_class(module, types)
+        found = found or unfit(module, types[known[name][1]][1]) or sharing.get(name)
+        if found is None and name in seen.readers:
+            return (
+                f"its attribute {seen.readers[name]!r} is read outside of its own forward, which a chain does not have"
+            )
+        return found or (None if name in seen.calls else "its forward was not called in the example run")
+
+    return {name: reason(name, module) for name, module in candidates.items()}
 
 
-def _unknown(module: nn.Module, types: Mapping[type, object]) -> str:
-    kind = type(module).__name__
-    if type(module) in types:
-        return "its forward was replaced by another function"
-    base = next((known.__name__ for known in types if isinstance(module, known)), None)
-    return f"{kind} is a subclass of {base} that may compute something else" if base else f"no layer adapter for {kind}"
-
-
-def _shared_weights(candidates: Mapping[str, nn.Module]) -> dict[str, str]:
-    owners: dict[int, list[str]] = {}
-    for name, module in candidates.items():
-        weight = module._parameters.get("weight")
-        if (
-            isinstance(weight, Tensor)
-            and not isinstance(weight, nn.parameter.UninitializedParameter)
-            and not weight.is_meta
-        ):
-            owners.setdefault(weight.untyped_storage().data_ptr(), []).append(name)
-    return {
-        name: "its weight is shared with " + ", ".join(other for other in names if other != name)
-        for names in owners.values()
-        for name in names
-        if len(names) > 1
-    }
-
-
-def _example_run(
-    model: nn.Module, example: object, candidates: Mapping[str, tuple[nn.Module, type]]
-) -> tuple[dict[str, list[tuple[torch.Size, torch.Size]]], dict[str, str], float]:
-    """Shapes at every call of each candidate, the attributes read from outside, and the MACs of the whole run."""
-    calls: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
-            inputs = layer_input(args, kwargs)
-            if isinstance(inputs, Tensor) and isinstance(output, Tensor):
-                calls.setdefault(name, []).append((inputs.shape, output.shape))
-
-        return hook
-
-    counter = FlopCounterMode(display=False)
-    hooks = {module: record(name) for name, (module, _) in candidates.items()}
-    with hooked(hooks), evaluating(model), watching(candidates) as readers, counter:
+def _example_run(model: nn.Module, example: object, known: Mapping[str, tuple[nn.Module, type]]) -> tuple[Seen, float]:
+    """What is seen of some layers in a run of the model, and the MACs of all of it."""
+    with check_initialised(model), evaluating(model), watching(known) as seen, counting() as macs:
         call(model, example)
-    return calls, readers, counter.get_total_flops() / 2
-
-
-def layer_input(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Any:
-    """The input tensor of a layer from the arguments of its forward."""
-    return args[0] if args else kwargs.get("input")
+    return seen, macs()

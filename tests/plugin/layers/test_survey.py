@@ -110,14 +110,15 @@ def test_reasons():
     assert found.layers == {}
     assert found.refusals["0"] == "in the ignored scopes"
     assert found.refusals["1"].startswith("depthwise")
-    assert found.refusals["2"] == "Doubled is a subclass of Conv2d that may compute something else"
+    assert found.refusals["2"] == f"{__name__}.Doubled is a subclass of torch.nn.Conv2d that may compute something else"
     assert found.refusals["3"] == "no layer adapter for ConvTranspose2d"
 
 
 @pytest.mark.parametrize("kind", [Doubled, Padded, Mixed, Adapted, Property])
 def test_subclasses_that_may_compute_something_else(kind):
     found = look(nn.Sequential(kind(8, 8, 1)), torch.zeros(1, 8, 9, 9))
-    assert found.refusals["0"] == f"{kind.__name__} is a subclass of Conv2d that may compute something else"
+    wanted = f"{__name__}.{kind.__name__} is a subclass of torch.nn.Conv2d that may compute something else"
+    assert found.refusals["0"] == wanted
 
 
 def test_subclasses_that_compute_the_same():
