@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
-from lowrank_plugin.repair.gauss_newton import Parameters, Sample, minimise
+from lowrank_plugin.repair.gauss_newton import Minimum, Parameters, Sample, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
 from lowrank_plugin.support.batches import call, enough, evaluating, split
 from lowrank_plugin.support.hooking import hooked
+from lowrank_plugin.support.keeping import frozen
 from lowrank_plugin.support.outputs import Loss, Softmax, Values, judged
 from lowrank_plugin.support.progress import SILENT, Steps
 
@@ -97,7 +98,6 @@ def distill(
     Afterwards all chains are fitted together to the original's logits, in the same way, by their divergence.
 
     >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-    >>> import torch
     >>> batches, adapters = [torch.randn(64, 8)], manager().registered(LAYER_ADAPTERS)
     >>> original = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     >>> compressed = nn.Sequential(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 8)), nn.Tanh())
@@ -166,7 +166,12 @@ def _refit(
         return None
     wanted = enough(learned, math.inf if whole else _wanted(layers, held))
     samples = list(_samples(original, compressed, block.name, wanted))
-    return fit_module(module, layers, samples, held, loss, iterations, seed)
+    constant = _constant_cost(samples, held, loss)
+    if not constant:
+        logger.info("Block %s is not distilled: it puts out the same for all samples.", block.name)
+        return None
+    fitted = fit_module(module, layers, samples, held, loss, iterations, seed)
+    return fitted.before / constant, fitted.after / constant
 
 
 def fit_module(
@@ -177,7 +182,7 @@ def fit_module(
     loss: Loss,
     iterations: int,
     seed: int,
-) -> tuple[float, float]:
+) -> Minimum:
     """Refit some layers of a module, in place.
 
     :param module: a block, or the network itself.
@@ -187,7 +192,7 @@ def fit_module(
     :param loss: what is lowered.
     :param iterations: the most iterations of conjugate gradients.
     :param seed: of the random probes.
-    :return: the loss on the held-out samples as a share of what constant outputs would cost, before and after.
+    :return: the weights, and the loss on the held-out samples before and after.
     """
     weights = {
         f"{name}.{each}": parameter.detach()
@@ -204,15 +209,44 @@ def fit_module(
 
     probed = samples[: math.ceil(PROBED / samples[0].target.shape[0])]
     curvature = Kronecker(function, layers, probed, len(probed) / len(samples), loss, seed)
-    outcome = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, iterations)
+    found = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, iterations)
     for name, (layer, _) in layers.items():
         for each, parameter in layer.named_parameters(recurse=False):
-            parameter.copy_(outcome.weights[f"{name}.{each}"])
-    scale = sum(
-        float(loss.value(each.target.mean(dim=0, keepdim=True).expand_as(each.target), each.target))
-        for each in held_out
-    )
-    return outcome.before / scale, outcome.after / scale
+            parameter.copy_(found.weights[f"{name}.{each}"])
+    return found
+
+
+def _constant_cost(samples: Sequence[Sample], held_out: Sequence[Sample], loss: Loss) -> float:
+    """What constant outputs would cost on the samples held out: the mean of each batch, or where all of these are of
+    one sample, the mean of the others."""
+    targets = [each.target for each in held_out]
+    within = sum(_cost_of(each.mean(dim=0, keepdim=True), each, loss) for each in targets)
+    alike = [each.target for each in samples if each.target.shape[1:] == targets[0].shape[1:]]
+    if within or not alike:
+        return within
+    mean = torch.cat(alike).mean(dim=0, keepdim=True)
+    return sum(_cost_of(mean, each, loss) for each in targets if each.shape[1:] == mean.shape[1:])
+
+
+def _cost_of(constant: Tensor, target: Tensor, loss: Loss) -> float:
+    return float(loss.value(constant.expand_as(target), target))
+
+
+@contextmanager
+def _swapped(values: Mapping[tuple[nn.Module, str], Tensor]) -> Iterator[None]:
+    """Have layers compute with other tensors in the place of their parameters.
+
+    Slot by slot and not by name, as :func:`torch.func.functional_call` does it: that loses the parameters of modules
+    which go by several names.
+    """
+    own = {(layer, name): layer._parameters[name] for layer, name in values}
+    try:
+        for (layer, name), value in values.items():
+            layer._parameters[name] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for (layer, name), parameter in own.items():
+            layer._parameters[name] = parameter
 
 
 def _layers(block: Block, model: nn.Module, adapters: Adapters) -> dict[str, tuple[nn.Module, Writable]]:
@@ -232,8 +266,8 @@ def _copied(values: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
 
 
-class _EnoughError(Exception):
-    """The calls looked for have been seen; the rest of the network need not run."""
+class _Enough(BaseException):
+    """The calls looked for have been seen; the rest of the network need not run. No error, so that none is reported."""
 
 
 def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Sequence[object]) -> Iterator[Sample]:
@@ -265,9 +299,9 @@ def _inputs(model: nn.Module, name: str, batch: object, count: int) -> list[obje
     def stop(module: nn.Module, args: object, kwargs: object) -> None:
         inputs.append(_copied((args, kwargs)))
         if len(inputs) == count:
-            raise _EnoughError
+            raise _Enough
 
-    with suppress(_EnoughError), hooked({model.get_submodule(name): stop}, before=True):
+    with suppress(_Enough), hooked({model.get_submodule(name): stop}, before=True):
         call(model, batch)
     return inputs
 

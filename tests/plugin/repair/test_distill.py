@@ -225,3 +225,33 @@ def test_half_precision_is_matched_only(network, images, caplog):
 def test_an_unknown_key_is_named(network, images):
     with pytest.raises(ConfigurationError, match="steps"):
         lowrank_plugin.decompose(network, images, distillation={"step": 3}, **SECTION)
+
+
+@pytest.mark.parametrize("count", [2, 8, 15])
+def test_few_samples_are_enough(count):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 10))
+    small = lowrank_plugin.decompose(model, [torch.randn(count, 16)], **SECTION, repair="distill")
+    blocks = lowrank_plugin.report(small).to_dict()["distilled"]
+    assert blocks, "samples were held out one by one"
+    assert all(0 <= after <= before for before, after in blocks.values())
+
+
+def test_a_block_without_a_use_is_left_alone(caplog):
+    torch.manual_seed(0)
+
+    class Dead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return F.relu(self.layer(x) - 1000)
+
+    model = nn.Sequential(Dead(), nn.Linear(16, 10))
+    section = {"ranks": {"0.layer": 4}, "decomposers": ["svd"], "repair": "distill"}
+    with caplog.at_level(logging.INFO):
+        small = lowrank_plugin.decompose(model, [torch.randn(64, 16)], **section)
+    assert isinstance(small[0].layer, nn.Sequential)
+    assert "0" not in lowrank_plugin.report(small).to_dict().get("distilled", {})
+    assert "puts out the same for all samples" in caplog.text
