@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 from typing_extensions import Unpack
@@ -25,19 +23,21 @@ from lowrank_plugin.ranks.plan import Plan
 from lowrank_plugin.settings import Section, Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.support.batches import take_batches
+from lowrank_plugin.support.keeping import undisturbed
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
+from lowrank_plugin.support.validation import Json, JsonObject
 
 
 def plan(
     model: nn.Module,
-    batches: Any = None,
+    batches: object = None,
     *,
-    example_input: Any = None,
+    example_input: object = None,
     statistics: Statistics | None = None,
     validation_fn: ValidationFunction | None = None,
     progress: Progress = no_progress,
     **section: Unpack[Section],
-) -> dict[str, Any]:
+) -> Json:
     """Choose a decomposer and ranks for every layer, without changing anything.
 
     >>> import torch
@@ -62,20 +62,21 @@ def plan(
     :raises BudgetError: where no ranks meet the budget.
     :raises EvaluationError: where ``validation_fn`` fails; it carries the best network found until then.
     """
-    settings = Settings.from_mapping(section)
-    judge = judge_of(settings, validation_fn)
-    subject, source = _begin(model, batches, example_input, settings, statistics, progress)
-    meter, problems = meter_of(subject), look(subject, source)
-    made = Search(problems, judge, meter).run().plan if judge else choose(problems, meter)
-    return made.to_json()
+    with undisturbed():
+        settings = Settings.from_mapping(section)
+        judge = judge_of(settings, validation_fn)
+        subject, source = _begin(model, batches, example_input, settings, statistics, progress)
+        meter, problems = meter_of(subject), look(subject, source)
+        made = Search(problems, judge, meter).run().plan if judge else choose(problems, meter)
+        return made.to_json()
 
 
 def apply(
     model: nn.Module,
-    plan: Mapping[str, Any],
-    batches: Any = None,
+    plan: JsonObject,
+    batches: object = None,
     *,
-    example_input: Any = None,
+    example_input: object = None,
     statistics: Statistics | None = None,
     inplace: bool = False,
     progress: Progress = no_progress,
@@ -103,19 +104,20 @@ def apply(
     :raises StatisticsError: where the statistics are of another network.
     :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
     """
-    made = Plan.from_json(plan)
-    subject, source = _begin(model, batches, example_input, made.settings_to_follow, statistics, progress)
-    meter, problems = meter_of(subject), look(subject, source, list(made.ranks(subject.survey)))
-    left = {name: each for name, each in made.layers.items() if name not in problems.seen.refusals}
-    compressed = compress(problems, replace(made, layers=left), inplace=inplace)
-    return compressed.model if meter is None else meter.timed(compressed, made)
+    with undisturbed():
+        made = Plan.from_json(plan)
+        subject, source = _begin(model, batches, example_input, made.settings_to_follow, statistics, progress, inplace)
+        meter, problems = meter_of(subject), look(subject, source, list(made.ranks(subject.survey)))
+        left = {name: each for name, each in made.layers.items() if name not in problems.seen.refusals}
+        compressed = compress(problems, replace(made, layers=left), inplace=inplace)
+        return compressed.model if meter is None else meter.timed(compressed, made)
 
 
 def decompose(
     model: nn.Module,
-    batches: Any = None,
+    batches: object = None,
     *,
-    example_input: Any = None,
+    example_input: object = None,
     statistics: Statistics | None = None,
     inplace: bool = False,
     validation_fn: ValidationFunction | None = None,
@@ -148,23 +150,24 @@ def decompose(
     :raises BudgetError: where no ranks meet the budget.
     :raises EvaluationError: where ``validation_fn`` fails; it carries the best network found until then.
     """
-    settings = Settings.from_mapping(section)
-    judge = judge_of(settings, validation_fn)
-    subject, source = _begin(model, batches, example_input, settings, statistics, progress)
-    meter, problems = meter_of(subject), look(subject, source)
-    if judge is None:
-        made = choose(problems, meter)
-        compressed = compress(problems, made, inplace=inplace)
-    else:
-        search = Search(problems, judge, meter)
-        found = search.run()
-        made, compressed = found.plan, search.compress(found.plan, inplace=True) if inplace else found.compressed
-    return compressed.model if meter is None else meter.timed(compressed, made)
+    with undisturbed():
+        settings = Settings.from_mapping(section)
+        judge = judge_of(settings, validation_fn)
+        subject, source = _begin(model, batches, example_input, settings, statistics, progress, inplace)
+        meter, problems = meter_of(subject), look(subject, source)
+        if judge is None:
+            made = choose(problems, meter)
+            compressed = compress(problems, made, inplace=inplace)
+        else:
+            search = Search(problems, judge, meter)
+            found = search.run()
+            made, compressed = found.plan, search.compress(found.plan, inplace=True) if inplace else found.compressed
+        return compressed.model if meter is None else meter.timed(compressed, made)
 
 
 def collect_statistics(
     model: nn.Module,
-    batches: Any,
+    batches: object,
     *,
     progress: Progress = no_progress,
     **section: Unpack[Section],
@@ -186,19 +189,22 @@ def collect_statistics(
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data that cannot be used.
     """
-    settings = replace(Settings.from_mapping(section, goal=False), norm="covariance")
-    source, registry = FromData(take_batches(model, batches, settings.calibration.samples)), manager()
-    return summary(start(model, source, None, settings, registry, Steps(progress, registry.observe)), source)
+    with undisturbed():
+        settings = replace(Settings.from_mapping(section, goal=False), norm="covariance")
+        source, registry = FromData(take_batches(model, batches, settings.calibration.samples)), manager()
+        return summary(start(model, source, None, settings, registry, Steps(progress, registry.observe)), source)
 
 
 def _begin(
     model: nn.Module,
-    batches: Any,
-    example: Any,
+    batches: object,
+    example: object,
     settings: Settings,
     statistics: Statistics | None,
     progress: Progress,
+    inplace: bool | None = None,
 ) -> tuple[Subject, Source]:
     """The model, surveyed, and where its layers' inputs are known from; with all plugins that are installed."""
     source, registry = source_of(model, batches, settings, statistics), manager()
-    return start(model, source, example, settings, registry, Steps(progress, registry.observe)), source
+    steps = Steps(progress, registry.observe)
+    return start(model, source, example, settings, registry, steps, inplace), source

@@ -15,13 +15,15 @@ from lowrank_plugin.settings import SCHEMA, Calibration, Settings, listed_scopes
 from lowrank_plugin.support.files import read_whole, write_whole
 from lowrank_plugin.support.messages import listed, suggestion
 from lowrank_plugin.support.progress import Progress, no_progress
-from lowrank_plugin.support.validation import validate
+from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 __all__ = [
     "RECORD",
     "SCHEMA",
     "Calibration",
     "Grid",
+    "Json",
+    "JsonObject",
     "Progress",
     "Report",
     "Settings",

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from lowrank_hooks import NORMS
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.support.keys import key, read, schema_of, written
-from lowrank_plugin.support.validation import validate
+from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 _COUNT = {"type": "integer", "minimum": 1}
 _NAMES = {"type": "array", "items": {"type": "string"}}
@@ -257,7 +257,7 @@ class Settings:
     )
 
     @classmethod
-    def from_mapping(cls, section: Mapping[str, Any], *, goal: bool = True) -> Settings:
+    def from_mapping(cls, section: JsonObject, *, goal: bool = True) -> Settings:
         """Validate a section and fill in its defaults.
 
         >>> Settings.from_mapping({"ranks": {"conv": 8}, "stability": False}).ranks
@@ -276,7 +276,7 @@ class Settings:
             raise ConfigurationError(msg)
         return settings
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> Json:
         """The section that gives these settings, as plain JSON with nothing left to defaults.
 
         >>> Settings(budget={"macs": 0.5}).to_mapping()["stability"]
@@ -285,7 +285,7 @@ class Settings:
         return written(self)
 
 
-SCHEMA: dict[str, Any] = schema_of(Settings)
+SCHEMA: Json = schema_of(Settings)
 """JSON schema of the section, without ``"algorithm"``."""
 
 

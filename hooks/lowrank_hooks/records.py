@@ -77,7 +77,7 @@ class CostContext:
     """
 
     model: nn.Module
-    example: Any
+    example: object
     runtime: Mapping[str, str]
     inputs: Mapping[str, Sequence[Sequence[int]]]
     chain: Callable[[str, Sequence[StageShape]], nn.Module]
@@ -118,7 +118,7 @@ class CostModelRecord:
     """
 
     name: str
-    cost: Callable[[Sequence[Any], Sequence[int], int], float] | None = None
+    cost: Callable[[Sequence[StageShape], Sequence[int], int], float] | None = None
     summary: str = ""
     api_version: int = API_VERSION
     measure: Callable[[CostContext], MeasuredCost] | None = None
@@ -168,7 +168,7 @@ class RankPolicyRecord:
     allocate: Callable[[Mapping[str, Sequence[Option]], float], Mapping[str, int]]
     summary: str = ""
     api_version: int = API_VERSION
-    inspect: Callable[[Problem], Any] | None = None
+    inspect: Callable[[Problem], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class CompressionContext:
     """
 
     dataset: Any = None
-    example_input: Any = None
+    example_input: object = None
     target_device: str = "ANY"
     validation_fn: Callable[[nn.Module], float] | None = None
 

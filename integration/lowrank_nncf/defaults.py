@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
+
+from lowrank_plugin.host import Json, JsonObject
 
 
-def with_defaults(section: Mapping[str, Any], algorithms: Collection[object]) -> dict[str, Any]:
+def with_defaults(section: JsonObject, algorithms: Collection[object]) -> Json:
     """Where the same config quantizes, chains are of the decomposers that gain from 8 bits.
 
     >>> with_defaults({"budget": {"macs": 0.5}}, ["lowrank", "quantization"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
@@ -17,7 +16,7 @@ from lowrank_plugin.errors import LowRankError, PlanError
 from lowrank_plugin.ranks.plan import ACCURACY_SCHEMA, CHANGE_SCHEMA, Accuracy, Change, Plan
 from lowrank_plugin.ranks.proposals import DENSE
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.support.validation import validate
+from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 RECORD = "lowrank_record"
 """The attribute of a compressed model that holds its record, a JSON value."""
@@ -50,7 +49,7 @@ _LAYER = {
         "plugins": {"type": "object", "additionalProperties": {"type": "string"}},
     },
 }
-_SCHEMA: dict[str, Any] = {
+_SCHEMA: Json = {
     "type": "object",
     "required": ["norm", "settings", "model", "layers"],
     "properties": {
@@ -103,7 +102,7 @@ class RecordedLayer:
     effective_rank: float | None = None
     solver_bytes: int | None = None
     seconds: float | None = None
-    statistics: Mapping[str, Any] = field(default_factory=dict)
+    statistics: JsonObject = field(default_factory=dict)
     plugins: Mapping[str, str] | None = None
 
     @property
@@ -112,7 +111,7 @@ class RecordedLayer:
         return self.decomposer != DENSE
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> RecordedLayer:
+    def from_json(cls, entry: JsonObject) -> RecordedLayer:
         """Read a valid entry of a record's ``"layers"``.
 
         :param entry: the JSON value.
@@ -132,7 +131,7 @@ class RecordedLayer:
             **{key: entry.get(key) for key in told},
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The entry of this layer in the record."""
         return {
             "decomposer": self.decomposer,
@@ -180,7 +179,7 @@ class Measured:
     facts: Mapping[str, str] | None
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Measured | None:
+    def from_json(cls, record: JsonObject) -> Measured | None:
         """Find it in a record; None where nothing was measured.
 
         :param record: the JSON value; the unit is what stands there with and without ``predicted_``.
@@ -221,7 +220,7 @@ class Record:
     measured: Measured | None = None
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Record:
+    def from_json(cls, value: JsonObject) -> Record:
         """Read what :meth:`to_json` wrote.
 
         :param value: a JSON value.
@@ -244,9 +243,9 @@ class Record:
             Measured.from_json(value),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A JSON value."""
-        model: dict[str, Any] = {unit: list(self.costs[unit]) for unit in _COUNTED}
+        model: Json = {unit: list(self.costs[unit]) for unit in _COUNTED}
         layers = {name: layer.to_json() for name, layer in self.layers.items()}
         if self.measured is not None:
             unit, key = self.measured.unit, _PREDICTED + self.measured.unit

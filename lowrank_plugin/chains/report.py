@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -18,6 +17,7 @@ from torch import nn
 from lowrank_plugin.chains.record import Measured, Record, record_of
 from lowrank_plugin.ranks.plan import Change
 from lowrank_plugin.ranks.proposals import DENSE
+from lowrank_plugin.support.validation import Json
 
 _UNITS = {"latency": "latency in milliseconds"}
 """What is measured, where the name of the cost does not say its unit."""
@@ -32,7 +32,7 @@ class Report:
 
     record: Record
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The record as JSON: ``model`` with the MACs for one sample and the parameters before and after, ``layers``
         with what became of each, ``skipped`` with the others."""
         return self.record.to_json()

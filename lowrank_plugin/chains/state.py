@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping
 from dataclasses import replace as with_fields
 from importlib import metadata
 from typing import Any
@@ -20,13 +18,14 @@ from lowrank_plugin.errors import PlanError, PluginError
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, OWN_DISTRIBUTION, Kind, Manager, manager
+from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.messages import suggestion
-from lowrank_plugin.support.validation import validate
+from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 FORMAT = 1
 """Of states; plans have their own."""
 
-_SCHEMA: dict[str, Any] = {
+_SCHEMA: Json = {
     "type": "object",
     "required": ["format", "record"],
     "properties": {
@@ -39,7 +38,7 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def get_state(compressed: nn.Module) -> dict[str, Any]:
+def get_state(compressed: nn.Module) -> Json:
     """Everything but the weights that is needed to build the compressed model again.
 
     >>> import torch, lowrank_plugin
@@ -75,7 +74,7 @@ def _with_plugins(layer: RecordedLayer, registry: Manager) -> RecordedLayer:
     return with_fields(layer, plugins=plugins)
 
 
-def restore(model: nn.Module, state: Mapping[str, Any], *, inplace: bool = False) -> nn.Module:
+def restore(model: nn.Module, state: JsonObject, *, inplace: bool = False) -> nn.Module:
     """Bring a fresh, uncompressed model into the structure of a compressed one. Nothing is solved, no data needed.
 
     :param model: the network as its constructor makes it; it is not changed unless ``inplace``.
@@ -90,7 +89,7 @@ def restore(model: nn.Module, state: Mapping[str, Any], *, inplace: bool = False
     except ValueError as error:
         raise PlanError(str(error)) from error
     record, registry = Record.from_json(state["record"]), manager()
-    restored = model if inplace else copy.deepcopy(model)
+    restored = model if inplace else copied(model)
     modules = dict(restored.named_modules())
     chains = {}
     for name, layer in record.chains.items():

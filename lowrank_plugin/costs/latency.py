@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from lowrank_plugin.costs.interpolation import MonotoneGrid
 from lowrank_plugin.costs.runtimes import Runtime, make_runtime
 from lowrank_plugin.costs.timings import Timings
 
-Family = tuple[tuple[Any, ...], ...]
+Family = tuple[tuple[object, ...], ...]
 
 POINTS = {1: 6, 2: 4, 3: 3}
 """Widths timed on each axis of a grid, by the number of free widths of a chain; two where there are more."""

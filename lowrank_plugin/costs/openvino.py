@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lowrank_plugin.costs.stopwatch import in_bursts, processor
+from lowrank_plugin.support.copying import copied
 
 PATIENCE, MOST_INFERENCES = 40, 150
 """Inferences without anything getting faster after which timing ends; and the most there are."""
@@ -70,18 +70,20 @@ class OpenVinoRuntime:
                 break
         return _totals(least, len(modules))
 
-    def networks(self, networks: Sequence[nn.Module], example: Any) -> list[float]:
+    def networks(self, networks: Sequence[nn.Module], example: object) -> list[float]:
         """Interleaved medians of bursts."""
         requests = [self._compiled(network, example).create_infer_request() for network in networks]
         data = _arrays(example)
         return in_bursts([partial(each.infer, data) for each in requests])
 
-    def _compiled(self, module: nn.Module, example: Any, options: Mapping[str, str] | None = None) -> ov.CompiledModel:
+    def _compiled(
+        self, module: nn.Module, example: object, options: Mapping[str, str] | None = None
+    ) -> ov.CompiledModel:
         with warnings.catch_warnings():
             # OpenVINO traces the model with torch.jit, which torch has deprecated
             warnings.simplefilter("ignore")
             converted = ov.convert_model(
-                copy.deepcopy(module).eval().cpu().float(), example_input=pytree.tree_map(_as_float, example)
+                copied(module).eval().cpu().float(), example_input=pytree.tree_map(_as_float, example)
             )
         arrays = _arrays(example)
         names = arrays if isinstance(arrays, Mapping) else range(len(arrays))
@@ -100,13 +102,13 @@ class _SideBySide(nn.Module):
         return tuple(branch(inputs) for branch in self.branches)
 
 
-def _as_float(leaf: Any) -> Any:
+def _as_float(leaf: object) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     return leaf.detach().cpu().float() if leaf.is_floating_point() else leaf.cpu()
 
 
-def _arrays(example: Any) -> Any:
+def _arrays(example: object) -> Any:
     """The tensors of an example: by name where it is a dict, otherwise in their order."""
     if isinstance(example, Mapping):
         return {name: _as_float(value).numpy() for name, value in example.items() if isinstance(value, Tensor)}

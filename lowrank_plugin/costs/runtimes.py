@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_plugin.costs.stopwatch import LAYER_SECONDS, in_bursts, interleaved, processor
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.support.batches import call
+from lowrank_plugin.support.batches import ready, run
+from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.messages import suggestion
 
 
@@ -30,7 +30,7 @@ class Runtime(Protocol):
         """How long modules take for one input, each after all the others, without the cost of starting a network."""
         ...
 
-    def networks(self, networks: Sequence[nn.Module], example: Any) -> list[float]:
+    def networks(self, networks: Sequence[nn.Module], example: object) -> list[float]:
         """How long whole networks take for an example, side by side."""
         ...
 
@@ -55,22 +55,24 @@ class PyTorchRuntime:
 
     def layers(self, modules: Sequence[nn.Module], inputs: Tensor) -> list[float]:
         """The least of interleaved times: a module runs after all the others, its weights are cold as in a network."""
+        inputs = ready(modules[0], inputs)
         return interleaved([self._run(module, inputs) for module in modules], LAYER_SECONDS * len(modules), pick=min)
 
-    def networks(self, networks: Sequence[nn.Module], example: Any) -> list[float]:
+    def networks(self, networks: Sequence[nn.Module], example: object) -> list[float]:
         """Interleaved medians of bursts."""
+        example = ready(networks[0], example)
         return in_bursts([self._run(network, example) for network in networks])
 
-    def _run(self, module: nn.Module, example: Any) -> Callable[[], None]:
+    def _run(self, module: nn.Module, example: object) -> Callable[[], None]:
         if any(each.training for each in module.modules()):
-            module = copy.deepcopy(module).eval()
+            module = copied(module).eval()
 
-        def run() -> None:
+        def once() -> None:
             with torch.inference_mode():
-                call(module, example)
+                run(module, example)
                 self._wait()
 
-        return run
+        return once
 
 
 class RuntimeKind(NamedTuple):

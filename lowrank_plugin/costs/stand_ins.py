@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,11 +18,12 @@ from lowrank_hooks import CostContext, Factorization, Stage, StageShape
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.survey import Layer, layer_input
 from lowrank_plugin.support.batches import call, evaluating
+from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.hooking import hooked
 
 
 def cost_context(
-    model: nn.Module, example: Any, layers: Mapping[str, Layer], runtime: Mapping[str, str]
+    model: nn.Module, example: object, layers: Mapping[str, Layer], runtime: Mapping[str, str]
 ) -> CostContext:
     """What a cost model needs to measure a network.
 
@@ -67,7 +67,7 @@ def random_network(
     :param layers: the layers by name.
     :param chains: the sizes of the chains by layer name.
     """
-    network = copy.deepcopy(model)
+    network = copied(model)
     for name, chain in chains.items():
         layer, old = layers[name], network.get_submodule(name)
         weight = old.get_parameter("weight")

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 LEAST_ROUNDS, MOST_ROUNDS = 11, 101
 
@@ -25,7 +24,7 @@ BURST = 4
 
 
 def interleaved(
-    runs: Sequence[Callable[[], Any]],
+    runs: Sequence[Callable[[], object]],
     seconds: float,
     burst: int = 1,
     pick: Callable[[Sequence[float]], float] = statistics.median,
@@ -54,7 +53,7 @@ def interleaved(
     return [1000 * pick(taken) for taken in times]
 
 
-def in_bursts(runs: Sequence[Callable[[], Any]]) -> list[float]:
+def in_bursts(runs: Sequence[Callable[[], object]]) -> list[float]:
     """The median time of whole networks in milliseconds, each with the caches as it left them itself.
 
     :param runs: what is to be timed.

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lowrank_plugin.support.files import replaced
 
@@ -76,7 +75,7 @@ class Timings:
         return found["milliseconds"]
 
 
-def _valid(found: Any) -> bool:
+def _valid(found: object) -> bool:
     times = found.get("milliseconds") if isinstance(found, dict) and found.get("format") == FORMAT else None
     return isinstance(times, dict) and all(
         isinstance(time, float | int) and math.isfinite(time) and time > 0 for time in times.values()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class Source(Protocol):
     """What the flow asks, whether the answers are measured now or were written down earlier."""
 
     @property
-    def batches(self) -> Sequence[Any]:
+    def batches(self) -> Sequence[object]:
         """Model inputs that the network may be run on; empty where there are none."""
         ...
 
@@ -55,7 +55,7 @@ class Source(Protocol):
         """Whether anything can be seen of the layers' inputs, which all norms but the plain one need."""
         ...
 
-    def example(self) -> Any:
+    def example(self) -> object:
         """An input for the model.
 
         :raises CalibrationError: where there is none.
@@ -94,7 +94,7 @@ class FromData:
     :param batches: model inputs.
     """
 
-    def __init__(self, batches: Sequence[Any]) -> None:
+    def __init__(self, batches: Sequence[object]) -> None:
         self.batches = batches
 
     @property
@@ -104,7 +104,7 @@ class FromData:
 
     tries = known
 
-    def example(self) -> Any:
+    def example(self) -> object:
         """The first batch."""
         if not self.batches:
             msg = "Give calibration data or an example_input: the model is run once to see its layers and their sizes."
@@ -152,12 +152,12 @@ class FromStatistics:
     :param batches: model inputs, for what only running the network tells; may be empty.
     """
 
-    def __init__(self, statistics: Statistics, batches: Sequence[Any] = ()) -> None:
+    def __init__(self, statistics: Statistics, batches: Sequence[object] = ()) -> None:
         self.statistics, self.batches = statistics, batches
 
     known, tries = True, False
 
-    def example(self) -> Any:
+    def example(self) -> object:
         """The first batch; without batches, zeros of the shape that the statistics remember."""
         return self.batches[0] if self.batches else self.statistics.inputs()
 
@@ -182,7 +182,7 @@ class FromStatistics:
 
 
 def run_over(
-    subject: Subject, layers: Mapping[str, Layer], batches: Sequence[Any], *, patches: bool
+    subject: Subject, layers: Mapping[str, Layer], batches: Sequence[object], *, patches: bool
 ) -> dict[str, Observed]:
     """Run the model over data, under ``torch.distributed`` each process over its share, and look at some layers.
 
@@ -206,7 +206,7 @@ def run_over(
     return combined(processes.together(look), next(subject.model.parameters()).device)
 
 
-def _look_at_some(subject: Subject, batches: Sequence[Any], names: Sequence[str]) -> dict[str, Observed]:
+def _look_at_some(subject: Subject, batches: Sequence[object], names: Sequence[str]) -> dict[str, Observed]:
     return run_over(subject, {name: subject.survey.layers[name] for name in names}, batches, patches=True)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
 from lowrank_hooks import NormKind
 from lowrank_plugin.errors import PlanError
+from lowrank_plugin.layers.holders import own_size
 from lowrank_plugin.layers.survey import Survey
 from lowrank_plugin.plugins import Manager
 from lowrank_plugin.settings import Settings
@@ -39,7 +39,7 @@ class Subject:
     survey: Survey
     settings: Settings
     norm: NormKind
-    example: Any
+    example: object
     registry: Manager
     steps: Steps
 
@@ -54,14 +54,10 @@ class Subject:
     def largest_left_alone(self) -> str:
         """A sentence why the largest of the layers that are not compressed is not; empty where there is none."""
 
-        def size(name: str) -> int:
-            numbers = self.model.get_submodule(name).parameters()
-            return sum(each.numel() for each in numbers if not nn.parameter.is_lazy(each))
-
         refusals = self.survey.refusals
         if not refusals:
-            return ""
-        largest = max(refusals, key=size)
+            return "" if self.survey.layers else "It holds no weights."
+        largest = max(refusals, key=lambda name: own_size(self.model.get_submodule(name)))
         return f"The largest layer left alone is {largest!r}: {refusals[largest]}."
 
 

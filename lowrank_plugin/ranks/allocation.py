@@ -62,10 +62,13 @@ class Candidates:
         """Choices that leave at most a share of the whole model's cost.
 
         :param share: above 0.
-        :raises BudgetError: where even the cheapest choices leave more.
+        :raises BudgetError: where even the cheapest choices leave more, or there is nothing to choose.
         :raises PluginError: where the policy leaves out a layer or gives it an option that there is not.
         """
         free = self._free()
+        if not self.choices and share < 1:
+            msg = f"A budget of {share:g} cannot be met: nothing of this model can be compressed. {self.remark}"
+            raise BudgetError(msg.rstrip())
         try:
             indices = self.policy.allocate(self._options(), self._rest(share))
         except ValueError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lowrank_hooks import NORMS, Rank
 from lowrank_plugin.errors import PlanError
@@ -15,7 +15,7 @@ from lowrank_plugin.layers.survey import Survey
 from lowrank_plugin.ranks.proposals import DENSE
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.messages import suggestion
-from lowrank_plugin.support.validation import validate
+from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 FORMAT = 1
 
@@ -33,7 +33,7 @@ _EVALUATION = {
     "required": ["macs", "value", "drop"],
     "properties": {"macs": _NUMBER, "value": _NUMBER, "drop": _NUMBER},
 }
-ACCURACY_SCHEMA: dict[str, Any] = {
+ACCURACY_SCHEMA: Json = {
     "type": "object",
     "required": ["original", "allowed_drop", "evaluations", "chosen"],
     "properties": {
@@ -61,7 +61,7 @@ _LAYER = {
         "solver_bytes": _NUMBER_OR_NULL,
     },
 }
-_SCHEMA: dict[str, Any] = {
+_SCHEMA: Json = {
     "type": "object",
     "required": ["format", "settings", "norm", "layers"],
     "properties": {
@@ -113,7 +113,7 @@ class PlannedLayer:
     solver_bytes: int | None = None
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> PlannedLayer:
+    def from_json(cls, entry: JsonObject) -> PlannedLayer:
         """Read a valid entry of a plan's ``"layers"``.
 
         :param entry: the JSON value; all keys but ``"decomposer"`` may be missing.
@@ -122,7 +122,7 @@ class PlannedLayer:
         costs = {key: Change(*value) for key, value in entry.items() if key != "rank" and _is_change(value)}
         return cls(entry["decomposer"], tuple(entry.get("rank", ())), costs=costs, **known)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The entry of this layer in the plan."""
         costs = {unit: list(change) for unit, change in self.costs.items()}
         counted: dict[str, list[float]] = {unit: costs.pop(unit) for unit in ("macs", "parameters") if unit in costs}
@@ -169,7 +169,7 @@ class Accuracy:
     chosen: Evaluation | None
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Accuracy:
+    def from_json(cls, value: JsonObject) -> Accuracy:
         """Read what :meth:`to_json` wrote.
 
         :param value: a JSON value that fits ``ACCURACY_SCHEMA``.
@@ -178,7 +178,7 @@ class Accuracy:
         chosen = None if value["chosen"] is None else Evaluation(**value["chosen"])
         return cls(value["original"], value["allowed_drop"], evaluations, chosen)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A JSON value."""
         return {**asdict(self), "evaluations": [asdict(each) for each in self.evaluations]}
 
@@ -216,7 +216,7 @@ class Plan:
     accuracy: Accuracy | None = None
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+    def from_json(cls, value: JsonObject) -> Plan:
         """Read a plan, edited or not; of a layer only the decomposer and its rank must be told.
 
         :param value: a JSON value.
@@ -240,7 +240,7 @@ class Plan:
             None if accuracy is None else Accuracy.from_json(accuracy),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The plan as users get it."""
         return {
             "format": FORMAT,

@@ -9,7 +9,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -20,6 +19,7 @@ from lowrank_plugin.statistics.collection import Observed
 from lowrank_plugin.statistics.moments import ChannelStatistics, Moments
 from lowrank_plugin.statistics.vectors import Inputs, Vectors
 from lowrank_plugin.support.files import read_whole, write_whole
+from lowrank_plugin.support.validation import Json, JsonObject
 
 FORMAT = 1
 _KEY = "lowrank_statistics"
@@ -29,7 +29,7 @@ def write(
     path: Path,
     layers: Mapping[str, Observed],
     gradients: Mapping[str, Tensor] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: JsonObject | None = None,
 ) -> None:
     """Write what was seen of layers, in the place of an old file if there is one.
 
@@ -48,7 +48,7 @@ def write(
     :raises StatisticsError: where it cannot be written; what was there before is still there.
     """
     tensors: dict[str, Tensor] = {}
-    manifest: dict[str, Any] = {"format": FORMAT, "layers": {}}
+    manifest: Json = {"format": FORMAT, "layers": {}}
     for index, (name, observed) in enumerate(layers.items()):
         manifest["layers"][name] = {"index": index, **_pack(f"{index}.", observed, tensors)}
     for index, (name, gradient) in enumerate((gradients or {}).items()):
@@ -61,7 +61,7 @@ def write(
         raise StatisticsError(msg) from error
 
 
-def read(path: Path) -> tuple[dict[str, Observed], dict[str, Tensor], Mapping[str, Any]]:
+def read(path: Path) -> tuple[dict[str, Observed], dict[str, Tensor], JsonObject]:
     """Read a file that :func:`write` wrote.
 
     :param path: of the file.
@@ -79,9 +79,9 @@ def read(path: Path) -> tuple[dict[str, Observed], dict[str, Tensor], Mapping[st
     return layers, gradients, manifest
 
 
-def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> Json:
     patches = observed.patches
-    entry: dict[str, Any] = {}
+    entry: Json = {}
     if patches.count and isinstance(patches, Vectors):
         entry, tensors[prefix + "vectors"] = {"count": patches.count}, patches.rows
     elif patches.count:
@@ -96,8 +96,8 @@ def _pack(prefix: str, observed: Observed, tensors: dict[str, Tensor]) -> dict[s
     return {**entry, "outputs": total.count}
 
 
-def _unpack(prefix: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Observed:
-    sums: dict[str, Any] = {key: tensors.get(prefix + key) for key in ("shift", "sums", "products")}
+def _unpack(prefix: str, entry: JsonObject, tensors: Mapping[str, Tensor]) -> Observed:
+    sums: Json = {key: tensors.get(prefix + key) for key in ("shift", "sums", "products")}
     patches: Inputs | Autocorrelation = Moments(entry.get("count", 0), **sums)
     if (vectors := tensors.get(prefix + "vectors")) is not None:
         patches = Vectors(vectors)

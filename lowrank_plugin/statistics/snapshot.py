@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lowrank_plugin.errors import StatisticsError
 from lowrank_plugin.layers.survey import Layer
@@ -26,6 +25,8 @@ from lowrank_plugin.statistics.gradients import SAMPLES
 from lowrank_plugin.statistics.weighing import Weights, weight_at
 from lowrank_plugin.support.batches import batch_size, enough
 from lowrank_plugin.support.messages import listed
+from lowrank_plugin.support.samples import leaves
+from lowrank_plugin.support.validation import JsonObject
 
 _FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", "origin")
 """What a file holds beside tensors."""
@@ -135,7 +136,9 @@ class Statistics:
         if self.example is None:
             msg = "The statistics do not know what the model's input looks like; give an example_input."
             raise StatisticsError(msg)
-        return _unfold(self.example)
+        example = _unfold(self.example)
+        # positional arguments, which were a tuple
+        return tuple(example) if isinstance(example, list) else example
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file in the safetensors format, in float64. A file of that name is replaced at once.
@@ -194,7 +197,7 @@ def summarise(
 def digest(values: object) -> str:
     """SHA-256 of all tensors in any nesting of lists, tuples and dicts, their shapes and dtypes included."""
     total = hashlib.sha256()
-    for leaf in pytree.tree_leaves(values):
+    for leaf in leaves(values):
         if isinstance(leaf, Tensor):
             total.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
             total.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -218,7 +221,7 @@ def fold(example: object) -> Any:
     return None
 
 
-def _unfold(folded: Mapping[str, Any]) -> Any:
+def _unfold(folded: JsonObject) -> Any:
     if "dict" in folded:
         return {key: _unfold(value) for key, value in folded["dict"].items()}
     if "list" in folded:

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lowrank_plugin.support.validation import Json
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         save_file(stored, new, metadata=dict(metadata))
 
 
-def read_whole(path: Path, key: str, refused: Callable[[str], Exception]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_whole(path: Path, key: str, refused: Callable[[str], Exception]) -> tuple[Json, dict[str, Tensor]]:
     """Read a file that :func:`write_whole` wrote.
 
     :param path: of the file.

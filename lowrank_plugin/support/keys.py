@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
+from lowrank_plugin.support.validation import Json, JsonObject
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,7 @@ def _values(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def key(schema: Mapping[str, Any], read: Callable[[Any], Any] = _values, absent: Any = None) -> dict[str, Any]:
+def key(schema: JsonObject, read: Callable[[Any], Any] = _values, absent: Any = None) -> Json:
     """The metadata of a field that is a key.
 
     :param schema: JSON schema of the key's value; its ``"description"`` is what messages say was expected.
@@ -39,7 +41,7 @@ def key(schema: Mapping[str, Any], read: Callable[[Any], Any] = _values, absent:
     return {"schema": schema, "read": read, "absent": absent}
 
 
-def schema_of(section: type[Any]) -> dict[str, Any]:
+def schema_of(section: type[Any]) -> Json:
     """The JSON schema of an object whose keys are the fields of a dataclass; those without a default are required.
 
     :param section: the dataclass.
@@ -53,7 +55,7 @@ def schema_of(section: type[Any]) -> dict[str, Any]:
     }
 
 
-def read(section: type[T], value: Mapping[str, Any]) -> T:
+def read(section: type[T], value: JsonObject) -> T:
     """A dataclass from a JSON object that fits its schema; keys that are left out take their defaults.
 
     :param section: the dataclass.
@@ -63,7 +65,7 @@ def read(section: type[T], value: Mapping[str, Any]) -> T:
     return section(**{each.name: each.metadata["read"](value[each.name]) for each in known})
 
 
-def written(section: Any) -> dict[str, Any]:
+def written(section: Any) -> Json:
     """The JSON object of a dataclass, with nothing left to defaults.
 
     :param section: the dataclass's value.

@@ -6,15 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jsonschema
 
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.support.messages import suggestion
 
+Json: TypeAlias = dict[str, Any]
+"""A JSON object that is written."""
 
-def validate(value: Any, schema: Mapping[str, Any], where: str) -> None:
+JsonObject: TypeAlias = Mapping[str, Any]
+"""A JSON object that is read; nothing about it is known before it was validated."""
+
+
+def validate(value: Any, schema: JsonObject, where: str) -> None:
     """Check a JSON value against a schema.
 
     >>> schema = {"type": "object", "properties": {"seed": {"type": "integer"}}, "additionalProperties": False}

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import nncf
 from nncf.api.compression import CompressionStage
@@ -28,7 +26,7 @@ from lowrank_nncf.nncf2.data import calibration_data, evaluation, model_input
 from lowrank_nncf.nncf2.network import unwrapped
 from lowrank_nncf.nncf2.scopes import module_names, operations, within
 from lowrank_nncf.nncf2.statistics import Statistics
-from lowrank_plugin.host import Report, listed_scopes
+from lowrank_plugin.host import Json, JsonObject, Report, listed_scopes
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -96,9 +94,9 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
         super().__init__(config, should_init)
         # every later builder appends scopes of its own to the config's list
         self.ignored_scopes: str | list[str] | None = copy.copy(config.get("ignored_scopes"))
-        self._state: dict[str, Any] | None = None
+        self._state: Json | None = None
 
-    def _get_algo_specific_config_section(self) -> dict[str, Any]:
+    def _get_algo_specific_config_section(self) -> Json:
         return {key: value for key, value in self._section.items() if not key.endswith("_scopes")}
 
     def get_transformation_layout(self, model: NNCFNetwork) -> PTTransformationLayout:
@@ -126,7 +124,7 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
             return None
         return model_input(model, *model.nncf.input_infos.get_forward_inputs(get_model_device(model)))
 
-    def _with_scopes(self, model: NNCFNetwork) -> dict[str, Any]:
+    def _with_scopes(self, model: NNCFNetwork) -> Json:
         section, layers = dict(self._section), operations(model)
         for key, from_config in (("ignored_scopes", self.ignored_scopes), ("target_scopes", self.target_scopes)):
             own = module_names(listed_scopes(section.get(key)), layers)
@@ -136,7 +134,7 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
                 section[key] = both
         return section
 
-    def _decompose(self, model: nn.Module, section: Mapping[str, Any], example: object) -> None:
+    def _decompose(self, model: nn.Module, section: JsonObject, example: object) -> None:
         data = calibration_data(self.config, model)
         if data is None and section.get("norm") not in (None, "frobenius"):
             msg = (
@@ -165,10 +163,10 @@ class LowRankBuilder(PTCompressionAlgorithmBuilder):
     def initialize(self, model: NNCFNetwork) -> None:
         """Nothing is left to do: the chains came with their weights."""
 
-    def _load_state_without_name(self, state_without_name: dict[str, Any]) -> None:
+    def _load_state_without_name(self, state_without_name: Json) -> None:
         self._state = state_without_name
 
-    def _get_state_without_name(self) -> dict[str, Any]:
+    def _get_state_without_name(self) -> Json:
         return self._state or {}
 
     def _build_controller(self, model: NNCFNetwork) -> LowRankController:

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from nncf import NNCFConfig
 from nncf.config.schema import NNCF_CONFIG_SCHEMA, REF_VS_ALGO_SCHEMA
 
 from lowrank_nncf.defaults import with_defaults
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
-from lowrank_plugin.host import SCHEMA, Settings, suggestion
+from lowrank_plugin.host import SCHEMA, Json, JsonObject, Settings, suggestion
 
 NAME = "lowrank"
 
 
-def section_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def section_of(config: JsonObject) -> Json:
     """Return the checked ``"lowrank"`` section of a config, without the key ``"algorithm"``.
 
     >>> config = {"compression": [{"algorithm": "lowrank", "ranks": {"conv": 8}}, {"algorithm": "quantization"}]}
@@ -46,7 +45,7 @@ def section_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return with_defaults(section, names)
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: JsonObject) -> None:
     """Refuse a bad ``"lowrank"`` section and unknown algorithms.
 
     >>> check({"compression": {"algorithm": "lowrnk"}})
@@ -82,7 +81,7 @@ def register_section() -> None:
     single["oneOf"].append({"$ref": f"#/$defs/{NAME}"})
     validate = NNCFConfig.validate
 
-    def validate_in_plain_words(loaded_json: dict[str, Any]) -> None:
+    def validate_in_plain_words(loaded_json: Json) -> None:
         check(loaded_json)
         validate(loaded_json)
 
@@ -90,7 +89,7 @@ def register_section() -> None:
     NNCFConfig.validate = staticmethod(validate_in_plain_words)
 
 
-def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _sections(config: JsonObject) -> list[JsonObject]:
     compression = config.get("compression", []) if isinstance(config, Mapping) else []
     listed = compression if isinstance(compression, list) else [compression]
     return [section for section in listed if isinstance(section, Mapping)]

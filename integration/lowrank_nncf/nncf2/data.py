@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import nncf
 from nncf.config.structures import ModelEvaluationArgs
@@ -16,7 +15,7 @@ from nncf.torch.initialization import wrap_dataloader_for_init
 from torch import nn
 
 from lowrank_nncf.errors import ConfigurationError
-from lowrank_plugin.host import needs_validation
+from lowrank_plugin.host import JsonObject, needs_validation
 
 
 def calibration_data(config: nncf.NNCFConfig, model: nn.Module) -> nncf.Dataset | None:
@@ -33,7 +32,7 @@ def calibration_data(config: nncf.NNCFConfig, model: nn.Module) -> nncf.Dataset 
     return None
 
 
-def evaluation(config: nncf.NNCFConfig, section: Mapping[str, Any]) -> Callable[[nn.Module], float] | None:
+def evaluation(config: nncf.NNCFConfig, section: JsonObject) -> Callable[[nn.Module], float] | None:
     """The function that judges networks for the budget ``"accuracy_drop"``, or None where another budget is set.
 
     :param config: the config; its ``ModelEvaluationArgs`` hold the function, which takes a model.

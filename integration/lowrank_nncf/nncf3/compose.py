@@ -23,9 +23,9 @@ from lowrank_nncf.nncf3.controller import CompressionController
 from lowrank_nncf.nncf3.model.inputs import example_input
 from lowrank_nncf.nncf3.model.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_nncf.nncf3.schema import validated
-from lowrank_nncf.nncf3.sections import LOWRANK, Json, Section
+from lowrank_nncf.nncf3.sections import LOWRANK, Section
 from lowrank_nncf.nncf3.state import APPLIED, Applied, State, applied_to, check_state, restored_from
-from lowrank_plugin.host import RECORD, ValidationFunction, listed_scopes
+from lowrank_plugin.host import RECORD, Json, ValidationFunction, listed_scopes
 
 _LOGGER = logging.getLogger(__name__)
 

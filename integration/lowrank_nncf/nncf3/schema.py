@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lowrank_nncf.errors import ConfigurationError, as_nncf_errors
-from lowrank_nncf.nncf3.sections import Json, Section
-from lowrank_plugin.host import suggestion, validate
+from lowrank_nncf.nncf3.sections import Section
+from lowrank_plugin.host import Json, suggestion, validate
 
 SCOPES: Json = {
     "description": "a scope or a list of scopes: module names, NNCF operation names or '{re}' and a pattern",

@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, TypedDict
+
+from lowrank_plugin.host import JsonObject
 
 LOWRANK, MAGNITUDE, REGULARIZATION, QUANTIZATION = "lowrank", "magnitude_sparsity", "rb_sparsity", "quantization"
 PRUNING = frozenset({MAGNITUDE, REGULARIZATION})
 """The algorithms that prune; a config names one of them at most."""
 
-Json: TypeAlias = dict[str, Any]
-"""A JSON object: a state, a schema, statistics."""
-
-Section: TypeAlias = Mapping[str, Any]
+Section: TypeAlias = JsonObject
 """A section of any algorithm, checked by its schema."""
 
 Scopes: TypeAlias = str | Sequence[str] | None

@@ -21,8 +21,8 @@ from lowrank_hooks import CompressionAlgorithmRecord
 from lowrank_nncf.errors import ModelError, PluginError, StateError, as_nncf_errors
 from lowrank_nncf.nncf3.algorithms import ALGORITHMS, algorithms
 from lowrank_nncf.nncf3.model.wrapping import check_free_of_hooks, hooks
-from lowrank_nncf.nncf3.sections import LOWRANK, Json, Section
-from lowrank_plugin.host import RECORD, suggestion, validate
+from lowrank_nncf.nncf3.sections import LOWRANK, Section
+from lowrank_plugin.host import RECORD, Json, suggestion, validate
 from lowrank_plugin.plugins import COMPRESSION_ALGORITHMS, OWN_DISTRIBUTION, manager
 
 FORMAT = 1

@@ -15,9 +15,9 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import nn
 
 from lowrank_nncf.nncf3.model.wrapping import hooks
-from lowrank_nncf.nncf3.sections import LOWRANK, PRUNING, QUANTIZATION, Json
+from lowrank_nncf.nncf3.sections import LOWRANK, PRUNING, QUANTIZATION
 from lowrank_plugin import report
-from lowrank_plugin.host import RECORD, Report
+from lowrank_plugin.host import RECORD, Json, Report
 
 Record = TypeVar("Record", "PruningStatistics", "QuantizationStatistics")
 

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowrank_hooks import CompressionContext
 from lowrank_nncf.errors import ConfigurationError
 from lowrank_nncf.nncf3.model.inputs import items_for
-from lowrank_nncf.nncf3.sections import Initialized, Json
+from lowrank_nncf.nncf3.sections import Initialized
+from lowrank_plugin.host import Json
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from lowrank_nncf.nncf3.sections import (
     MAGNITUDE,
     QUANTIZATION,
     REGULARIZATION,
-    Json,
     PruningSection,
     Section,
 )
 from lowrank_nncf.nncf3.statistics import PruningStatistics
+from lowrank_plugin.host import Json
 
 _NO_MULTIPLIER = {
     "compression_lr_multiplier": "NNCF 3 does not scale gradients. Give the parameters of the masks a group of their "

@@ -22,9 +22,9 @@ from lowrank_nncf.nncf3.model import scopes
 from lowrank_nncf.nncf3.model.inputs import items_for
 from lowrank_nncf.nncf3.model.wrapping import check_can_be_wrapped, hooks
 from lowrank_nncf.nncf3.schema import SCOPING
-from lowrank_nncf.nncf3.sections import Json, QuantizationSection, Section
+from lowrank_nncf.nncf3.sections import QuantizationSection, Section
 from lowrank_nncf.nncf3.statistics import QuantizationStatistics
-from lowrank_plugin.host import RECORD, round_weights
+from lowrank_plugin.host import RECORD, Json, round_weights
 
 _RANGES: dict[str, RangeEstimatorParameters] = {
     "min_max": RangeEstimatorParametersSet.MINMAX,

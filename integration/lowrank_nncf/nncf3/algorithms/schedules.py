@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from nncf.torch.function_hook.pruning.scheduler_fns import exponential_ratio_scheduler, multi_step_ratio_scheduler
 
 from lowrank_nncf.errors import ConfigurationError
-from lowrank_nncf.nncf3.sections import Json, PruningParams, PruningSection
+from lowrank_nncf.nncf3.sections import PruningParams, PruningSection
+from lowrank_plugin.host import Json
 
 _LEVEL = {"description": "a number from 0, below 1", "type": "number", "minimum": 0, "exclusiveMaximum": 1}
 _EPOCH = {"description": "a whole number from 0", "type": "integer", "minimum": 0}
