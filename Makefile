@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 VENV2 ?= .venv-nncf2
 READY2 := $(VENV2)/.ready
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# one thread for each of two workers: two threads of one process that wait for each other are slower than one
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST2 := OMP_NUM_THREADS=1 $(VENV2)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help setup demo test test-nncf2 test-matrix lint benchmarks clean
 
@@ -29,7 +32,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 	$(MAKE) test-nncf2 ARGS=
 
 $(READY2): pyproject.toml constraints-nncf2.txt
@@ -39,7 +42,7 @@ $(READY2): pyproject.toml constraints-nncf2.txt
 	@touch $(READY2)
 
 test-nncf2: $(READY2)
-	$(VENV2)/bin/python -m pytest tests/nncf2 tests/hooks tests/plugin integration --ignore tests/hooks/test_guide.py $(ARGS)
+	$(PYTEST2) tests/nncf2 tests/hooks tests/plugin integration --ignore tests/hooks/test_guide.py $(ARGS)
 
 test-matrix:
 	$(PYTHON) tests/support_matrix.py $(ARGS)
