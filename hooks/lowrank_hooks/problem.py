@@ -110,6 +110,9 @@ class Problem:
 class Point:
     """One choice on a decomposer's error curve.
 
+    >>> Point(rank=(8,), error=0.25)
+    Point(rank=(8,), error=0.25)
+
     :param rank: what ``fit`` is to be called with.
     :param error: predicted relative error, norm of the difference over norm of the kernel; an upper bound is best.
     """
@@ -136,6 +139,10 @@ class Status(Enum):
 @dataclass(frozen=True)
 class Solution:
     """The outcome of a fit.
+
+    >>> failed = Solution(None, Status.NONFINITE_INPUT)
+    >>> failed.status.value
+    'Non-finite input: the kernel or its statistics contain NaN or infinity.'
 
     :param value: the factors; None where there is nothing usable.
     :param status: how the fit ended.

@@ -133,6 +133,9 @@ class CostModelRecord:
 class Option:
     """One choice for one layer, as rank policies see it.
 
+    >>> Option(cost=1000.0, error=0.5, weight=2.0).loss
+    0.5
+
     :param cost: what the layer costs with this choice.
     :param error: its relative error; 0 for keeping the layer dense.
     :param weight: what a squared relative error of 1 at this layer is expected to cost the model, in nats; the same
@@ -224,6 +227,9 @@ class CompressionAlgorithmRecord:
 @dataclass(frozen=True)
 class StepEvent:
     """Something the flow has just done, for progress displays and logs.
+
+    >>> StepEvent("fit", done=3, total=20, layer="layer1.0.conv1")
+    StepEvent(step='fit', done=3, total=20, layer='layer1.0.conv1')
 
     :param step: ``"survey"``, ``"collect"``, ``"trial"``, ``"weigh"``, ``"propose"``, ``"measure"``, ``"fit"``,
         ``"repair"``, ``"distill"``, ``"evaluate"``, ``"rotate"`` or ``"round"``.

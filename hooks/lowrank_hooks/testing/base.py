@@ -117,29 +117,52 @@ class ConformanceBase:
 
 
 def value_of(solution: Solution, rank: Rank) -> Factorization:
-    """The factors of a solution, with a message where there are none."""
+    """The factors of a solution, with a message where there are none.
+
+    >>> from lowrank_hooks import Stage, Status
+    >>> chain = Factorization((Stage(torch.ones(1, 1, 1)),))
+    >>> value_of(Solution(chain, Status.CONVERGED), (1,)) is chain
+    True
+    """
     assert isinstance(solution, Solution), f"fit returned a {type(solution).__name__}; it must return a Solution."
     assert solution.value is not None, f"fit at rank {rank} returned no factors: {solution.status.value}"
     return solution.value
 
 
 def bits(chain: Factorization) -> list[bytes]:
-    """The weights of a chain as they are in memory."""
+    """The weights of a chain as they are in memory.
+
+    >>> from lowrank_hooks import Stage
+    >>> bits(Factorization((Stage(torch.ones(1, 1, 1)),)))
+    [b'\\x00\\x00\\x80?']
+    """
     return [stage.weight.detach().cpu().contiguous().numpy().tobytes() for stage in chain.stages]
 
 
 def tensors_of(problem: Problem) -> list[torch.Tensor]:
-    """All tensors of a problem."""
+    """All tensors of a problem.
+
+    >>> [tensor.shape for tensor in tensors_of(Problem(torch.ones(1, 4, 3)))]
+    [torch.Size([1, 4, 3])]
+    """
     return [problem.kernel, *problem.norm.tensors]
 
 
 def cast(problem: Problem, **how: Any) -> Problem:
-    """The problem with all of its tensors moved or converted, as by ``Tensor.to``."""
+    """The problem with all of its tensors moved or converted, as by ``Tensor.to``.
+
+    >>> cast(Problem(torch.ones(1, 4, 3)), dtype=torch.float64).kernel.dtype
+    torch.float64
+    """
     return replace(problem, kernel=problem.kernel.to(**how), norm=problem.norm.map(lambda tensor: tensor.to(**how)))
 
 
 def ordered_pairs(ranks: Sequence[Rank]) -> list[tuple[Rank, Rank]]:
-    """Pairs of ranks of which the second is at least the first in every entry."""
+    """Pairs of ranks of which the second is at least the first in every entry.
+
+    >>> ordered_pairs([(2, 4), (4, 4), (4, 2)])
+    [((2, 4), (4, 4)), ((4, 2), (4, 4))]
+    """
     return [
         (low, high)
         for low, high in itertools.permutations(ranks, 2)
