@@ -36,6 +36,15 @@ _FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", 
 class Statistics:
     """What was seen of every compressible layer, and of which network and data.
 
+    >>> import lowrank_plugin, tempfile
+    >>> model = nn.Sequential(nn.Linear(16, 16))
+    >>> monday, tuesday = (lowrank_plugin.collect_statistics(model, [torch.randn(32, 16)]) for _ in range(2))
+    >>> week = monday.merge(tuesday)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     week.save(f"{folder}/week.safetensors")
+    ...     Statistics.load(f"{folder}/week.safetensors").samples
+    64
+
     :param layers: moments of the input patches and statistics of the outputs, by layer name.
     :param weights: SHA-256 of each layer's weight, by which the network is known again.
     :param gradients: second moments of the output gradients [G, T, T], float64; empty where there are none.

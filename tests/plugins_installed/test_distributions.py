@@ -124,9 +124,9 @@ def test_it_competes_in_auto(environment: Environment) -> None:
         """
 import json, torch, lowrank_plugin
 from lowrank_hooks import Problem
-from lowrank_plugin.plugins import manager
+from lowrank_plugin.plugins import DECOMPOSERS, manager
 # a short train: 704 weights, where two exact separable stages take 768 and an exact Tucker-2 core 1088
-train = manager().find("decomposer", "tensor_train").decomposer
+train = manager().find(DECOMPOSERS, "tensor_train").decomposer
 kernel = train.fit(Problem(torch.randn(1, 32, 32, 3, 3, generator=torch.Generator().manual_seed(0))), (8, 4, 8))
 conv = torch.nn.Conv2d(32, 32, 3)
 conv.weight.data.copy_(kernel.value.to_kernel()[0])
