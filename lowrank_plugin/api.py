@@ -18,6 +18,7 @@ from lowrank_plugin.flow.search import Search, ValidationFunction, judge_of
 from lowrank_plugin.flow.sources import FromData, Source
 from lowrank_plugin.flow.starting import source_of, start, summary
 from lowrank_plugin.flow.subject import Subject
+from lowrank_plugin.layers.eager import check_eager
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.ranks.plan import Plan
 from lowrank_plugin.settings import Section, Settings
@@ -191,6 +192,7 @@ def collect_statistics(
     """
     with undisturbed():
         settings = replace(Settings.from_mapping(section, goal=False), norm="covariance")
+        check_eager(model)
         source, registry = FromData(take_batches(model, batches, settings.calibration.samples)), manager()
         return summary(start(model, source, None, settings, registry, Steps(progress, registry.observe)), source)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank_plugin.chains.fitting import Fitted
 from lowrank_plugin.chains.record import Record, RecordedLayer
 from lowrank_plugin.costs.counted import Chain, macs, parameters, sizes
+from lowrank_plugin.layers.holders import parameters_of
 from lowrank_plugin.layers.survey import Layer, Survey
 from lowrank_plugin.ranks.plan import Change, Plan, PlannedLayer
 from lowrank_plugin.ranks.proposals import DENSE
@@ -45,7 +46,7 @@ def make_record(
     saved = sum(layer.costs["macs"].before - layer.costs["macs"].after for layer in replaced.values())
     whole = {
         "macs": Change(surveyed.macs, surveyed.macs - saved),
-        "parameters": Change(surveyed.parameters, sum(parameter.numel() for parameter in after.parameters())),
+        "parameters": Change(surveyed.parameters, parameters_of(after)),
     }
     return Record(
         plan.norm,

@@ -129,16 +129,17 @@ def choices_of(problems: Problems, meter: Meter | None) -> Choice:
     return Choice(problems, budget, Candidates(choices, weights, policy, whole, insights, remark))
 
 
-def rank_by_hand(settings: Settings, name: str) -> Rank | None:
+def rank_by_hand(settings: Settings, *names: str) -> Rank | None:
     """The rank that the user gave a layer, or None.
 
     >>> rank_by_hand(Settings(ranks={"{re}conv": (8,)}), "layer1.conv2"), rank_by_hand(Settings(), "fc")
     ((8,), None)
 
     :param settings: what the user asked for.
-    :param name: of the layer.
+    :param names: of the layer, all that the model knows it by.
     """
-    return next((rank for scope, rank in settings.ranks.items() if matches(name, scope)), None)
+    ranks = settings.ranks.items()
+    return next((rank for scope, rank in ranks if any(matches(name, scope) for name in names)), None)
 
 
 def weights_of(problems: Problems, names: Sequence[str]) -> dict[str, Weights]:
@@ -148,6 +149,8 @@ def weights_of(problems: Problems, names: Sequence[str]) -> dict[str, Weights]:
     :param names: the layers.
     :return: nothing of layers on which the output does not depend; nothing at all where it cannot be known.
     """
+    if not names:
+        return {}
     source, trials = problems.source, dict[str, Sequence[Trial]]()
     if source.tries:
         tried = problems.each("trial", "Solving trials", names, lambda group: [_try(problems, name) for name in group])
@@ -176,24 +179,24 @@ def _choices(problems: Problems, budget: Budget, meter: Meter | None) -> dict[st
     records = competitors(settings, subject.registry)
     measured = meter.measured if meter is not None and budget.is_measured else None
 
+    def hand(name: str) -> Rank | None:
+        return rank_by_hand(settings, name, *subject.survey.layers[name].aliases)
+
     def of_group(names: Sequence[str]) -> list[Choices]:
         curves: Sequence[Mapping[str, Sequence[Point]]] = [{}] * len(names)
-        if budget.given and rank_by_hand(settings, names[0]) is None:
+        if budget.given and hand(names[0]) is None:
             curves = error_curves([problems[name] for name in names], records)
         return [of_layer(name, curve) for name, curve in zip(names, curves, strict=True)]
 
     def of_layer(name: str, curves: Mapping[str, Sequence[Point]]) -> Choices:
-        layer, hand = subject.survey.layers[name], rank_by_hand(settings, name)
-        module = subject.model.get_submodule(name)
+        layer, module, given = subject.survey.layers[name], subject.model.get_submodule(name), hand(name)
         pricing = Pricing(layer, module, budget.unit, measured, biases=_biases(problems, name))
-        if hand is not None:
-            return by_hand(layer, hand, pricing, records)
+        if given is not None:
+            return by_hand(layer, given, pricing, records)
         return propose(layer.shape, curves, pricing, records)
 
     names = list(subject.survey.layers)
-    choices = problems.each(
-        "propose", "Computing error curves", names, of_group, kind=lambda name: rank_by_hand(settings, name)
-    )
+    choices = problems.each("propose", "Computing error curves", names, of_group, kind=hand)
     return choices if measured is None or not choices else smoothed(choices, subject.survey.layers, subject.model)
 
 

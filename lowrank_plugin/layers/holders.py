@@ -41,22 +41,29 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
 
     :param module: any module.
     """
-    found: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    for part in _parametrisations(module):
-        found.update(part.named_parameters())
-    found.update((name, each) for name, each in module.named_buffers(recurse=False) if "weight" in name)
-    return {name: each for name, each in found.items() if is_lazy(each) or each.dim() >= 2}
+    return {name: each for name, each in _own(module).items() if is_lazy(each) or each.dim() >= 2}
 
 
 def own_size(module: nn.Module) -> int:
-    """How many numbers the weights are that a module holds itself, as far as they are initialised.
+    """How many numbers the weights and biases are that a module holds itself, as far as they are initialised.
 
     >>> own_size(nn.Sequential(nn.Linear(3, 4))), own_size(nn.Linear(3, 4))
-    (0, 12)
+    (0, 16)
 
     :param module: any module.
     """
-    return sum(each.numel() for each in own_weights(module).values() if not is_lazy(each))
+    return sum(each.numel() for each in _own(module).values() if not is_lazy(each))
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many numbers the parameters of a whole model are, each counted once, as far as they are initialised.
+
+    >>> parameters_of(nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)))
+    16
+
+    :param model: the network.
+    """
+    return sum(each.numel() for each in model.parameters() if not is_lazy(each))
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -81,6 +88,14 @@ def names_of(model: nn.Module) -> Mapping[str, tuple[str, ...]]:
     for name, module in model.named_modules(remove_duplicate=False):
         found.setdefault(id(module), []).append(name)
     return {names[0]: tuple(names) for names in found.values()}
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    for part in _parametrisations(module):
+        found.update(part.named_parameters())
+    found.update((name, each) for name, each in module.named_buffers(recurse=False) if "weight" in name)
+    return found
 
 
 def _parametrisations(module: nn.Module) -> list[nn.Module]:

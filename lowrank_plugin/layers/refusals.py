@@ -45,11 +45,11 @@ def out_of_scope(names: Iterable[str], settings: Settings) -> str | None:
     return "in the ignored scopes" if within(settings.ignored_scopes) else None
 
 
-def out_of_reach(module: nn.Module) -> str | None:
+def locked(module: nn.Module) -> str | None:
     """Why the weights of a module are not its to give up, whatever class it is of; None where they are.
 
     >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
-    >>> out_of_reach(layer), out_of_reach(nn.Linear(2, 2))
+    >>> locked(layer), locked(nn.Linear(2, 2))
     ('its weight is parametrised; remove the parametrisations first', None)
 
     :param module: any module.

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lowrank_hooks import KernelShape, LayerAdapter, StageShape
 from lowrank_plugin.layers.counting import counting
 from lowrank_plugin.layers.eager import check_eager, check_initialised
-from lowrank_plugin.layers.holders import holders, names_of
+from lowrank_plugin.layers.holders import holders, names_of, parameters_of
 from lowrank_plugin.layers.kinds import Adapters, by_type
 from lowrank_plugin.layers.reads import Seen, layer_input, watching
-from lowrank_plugin.layers.refusals import adapters_around, of_another_class, out_of_reach, out_of_scope, shared, unfit
+from lowrank_plugin.layers.refusals import adapters_around, locked, of_another_class, out_of_scope, shared, unfit
 from lowrank_plugin.layers.scopes import check_scopes
 from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.settings import Settings
@@ -118,8 +117,8 @@ def survey(model: nn.Module, example: object, settings: Settings, adapters: Adap
     logger.info("%d of %d layers with a weight can be compressed.", len(layers), len(candidates))
     for name, reason in refusals.items():
         logger.debug("Layer %s cannot be compressed: %s.", name, reason)
-    samples, parameters = batch_size(example), sum(each.numel() for each in model.parameters() if not is_lazy(each))
-    return Survey(layers, refusals, macs / samples, parameters, samples)
+    samples = batch_size(example)
+    return Survey(layers, refusals, macs / samples, parameters_of(model), samples)
 
 
 def called_layers(
@@ -175,7 +174,7 @@ def _reasons(
     names, around, sharing = names_of(model), adapters_around(model), shared(candidates)
 
     def reason(name: str, module: nn.Module) -> str | None:
-        found = out_of_scope(names[name], settings) or out_of_reach(module) or around.get(name)
+        found = out_of_scope(names[name], settings) or locked(module) or around.get(name)
         if found is None and name not in known:
             return of_another_class(module, types)
         found = found or unfit(module, types[known[name][1]][1]) or sharing.get(name)

@@ -70,8 +70,7 @@ def test_hooks_that_want_a_module_get_the_chain():
 
 
 def test_flags_are_the_layers():
-    layer = nn.Linear(3, 2).eval().half()
-    layer.weight.requires_grad_(False)
+    layer = nn.Linear(3, 2).eval().half().requires_grad_(False)
     factors = Factorization((Stage(torch.eye(3)[None]), Stage(layer.weight.detach()[None].float())))
     chain = make_chain(layer, LinearAdapter(), factors, layer.bias)
     assert not any(module.training for module in chain.modules())
