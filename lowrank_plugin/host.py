@@ -13,6 +13,7 @@ from lowrank_plugin.layers.scopes import matches
 from lowrank_plugin.ranks.budgets import needs_validation
 from lowrank_plugin.settings import SCHEMA, Calibration, Settings, listed_scopes
 from lowrank_plugin.support.files import read_whole, write_whole
+from lowrank_plugin.support.inputs import is_one_shot
 from lowrank_plugin.support.messages import listed, suggestion
 from lowrank_plugin.support.progress import Progress, no_progress
 from lowrank_plugin.support.validation import Json, JsonObject, validate
@@ -28,6 +29,7 @@ __all__ = [
     "Report",
     "Settings",
     "ValidationFunction",
+    "is_one_shot",
     "judge_of",
     "listed",
     "listed_scopes",

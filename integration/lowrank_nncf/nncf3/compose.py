@@ -15,17 +15,17 @@ from torch import nn
 
 from lowrank_hooks import CompressionAlgorithmRecord, CompressionContext
 from lowrank_nncf.defaults import with_defaults
-from lowrank_nncf.errors import ConfigurationError, ModelError, StateError
+from lowrank_nncf.errors import CalibrationError, ConfigurationError, ModelError, StateError
 from lowrank_nncf.logs import nncf_logging
 from lowrank_nncf.nncf3.algorithms import algorithms
 from lowrank_nncf.nncf3.algorithms.order import check_order
 from lowrank_nncf.nncf3.controller import CompressionController
-from lowrank_nncf.nncf3.model.inputs import example_input
+from lowrank_nncf.nncf3.model.inputs import Example, example_input
 from lowrank_nncf.nncf3.model.wrapping import bake_pruning, check_free_of_hooks
 from lowrank_nncf.nncf3.schema import validated
-from lowrank_nncf.nncf3.sections import LOWRANK, Section
+from lowrank_nncf.nncf3.sections import LOWRANK, QUANTIZATION, Section
 from lowrank_nncf.nncf3.state import APPLIED, Applied, State, applied_to, check_state, restored_from
-from lowrank_plugin.host import RECORD, Json, ValidationFunction, listed_scopes
+from lowrank_plugin.host import RECORD, Json, ValidationFunction, is_one_shot, listed_scopes
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def create_compressed_model(
     context = CompressionContext(dataset, example, config.get("target_device", "ANY"), validation_fn)
     if compression_state is not None:
         return _resumed(model, config, sections, context, check_state(compression_state))
+    _check_can_be_read_again(dataset, sections, example)
     start = _checked_model(model, sections, config.get("bake_pruning", False))
     steps = _steps(sections, config, known)
     with nncf_logging():
@@ -157,6 +158,17 @@ def _check_dataset(dataset: object) -> None:
             "takes the model's input out of an item: nncf.Dataset(loader, lambda item: item[0])."
         )
         raise ConfigurationError(msg)
+
+
+def _check_can_be_read_again(dataset: nncf.Dataset | None, sections: list[Json], example: Example | None) -> None:
+    """Before anything is solved: several algorithms go through the data, or take an example out of them."""
+    several = len(sections) > 1 and (example is None or any(each["algorithm"] == QUANTIZATION for each in sections))
+    if several and is_one_shot(dataset):
+        msg = (
+            "The dataset is needed more than once. A generator can be gone through only once; give a list or a "
+            "DataLoader instead."
+        )
+        raise CalibrationError(msg)
 
 
 def _with_global_scopes(section: Section, config: Section, schema: Section) -> Json:
