@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace as with_fields
 
 from torch import nn
@@ -14,6 +13,7 @@ from lowrank_plugin.chains.record import RECORD, attach, record_of
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.layers.replacement import hand_over, replace
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
+from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.messages import suggestion
 
 
@@ -37,15 +37,14 @@ def to_dense(compressed: nn.Module, *names: str) -> nn.Module:
         if name not in chains:
             msg = f"{name!r} is not a chain of this model. {suggestion(name, chains)}Chains: {', '.join(chains)}."
             raise LowRankError(msg)
-    model = copy.deepcopy(compressed)
+    model = copied(compressed)
     for name in names or chains:
         chain = model.get_submodule(name)
         if not isinstance(chain, nn.Sequential):
             msg = f"{name!r} is a {type(chain).__name__} here, not the chain that the record tells of."
             raise LowRankError(msg)
         adapter = registry.find(LAYER_ADAPTERS, chains[name].kind).adapter
-        first = next(chain.parameters())
-        layer = hand_over(chain, adapter.to_dense(chain), first.requires_grad)
+        layer = hand_over(chain, adapter.to_dense(chain))
         if chain is model:
             model = layer
         replace(model, chain, layer)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,8 @@ from lowrank_plugin.repair.checkpoint import Errors, Notebook
 from lowrank_plugin.repair.distill import distill
 from lowrank_plugin.repair.moments import match_moments
 from lowrank_plugin.statistics.snapshot import digest
+from lowrank_plugin.support.batches import evaluating
+from lowrank_plugin.support.copying import copied
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,13 @@ def compress(problems: Problems, plan: Plan, *, inplace: bool, solved: Solved | 
     problems = problems.without(refusals)
     subject, repair = problems.subject, problems.subject.settings.repair
     templates = {name: subject.model.get_submodule(name) for name in subject.survey.layers}
-    original = copy.deepcopy(subject.model) if inplace and repair == "distill" else subject.model
+    original = copied(subject.model) if inplace and repair == "distill" else subject.model
     compressed = _replaced(subject, fitted, inplace)
     distilled: Errors = {}
     if fitted and problems.source.batches and repair != "none":
         chains = {name: ranks[name] for name in fitted}
-        distilled = _repair(problems, original, compressed, templates, chains)
+        with evaluating(original):  # functions that hold its modules may be part of the copy
+            distilled = _repair(problems, original, compressed, templates, chains)
     elif fitted and problems.source.known and repair != "none":
         logger.warning("Repair is skipped: it runs the network on data, but only statistics were given.")
     record = make_record(plan, subject.survey, fitted, templates, compressed, distilled)
@@ -128,7 +130,7 @@ def _solve(problems: Problems, names: Sequence[str], decomposer: str, rank: Rank
 
 def _replaced(subject: Subject, fitted: Mapping[str, Fitted], inplace: bool) -> nn.Module:
     """The network with chains in the place of the layers that were fitted."""
-    compressed = subject.model if inplace else copy.deepcopy(subject.model)
+    compressed = subject.model if inplace else copied(subject.model)
     for name, each in fitted.items():
         old, adapter = compressed.get_submodule(name), subject.survey.layers[name].adapter
         chain = make_chain(old, adapter, each.factorization, each.bias)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from lowrank_plugin.ranks.budgets import needs_validation
 from lowrank_plugin.ranks.plan import Accuracy, Evaluation, Plan
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support import processes
+from lowrank_plugin.support.copying import copied
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class Search:
         return processes.agreed(processes.together(partial(self._measured, model)))
 
     def _measured(self, model: nn.Module) -> float:
-        probe = copy.deepcopy(model).eval()
+        probe = copied(model).eval()
         try:
             with torch.no_grad():
                 value = self._validation_fn(probe)

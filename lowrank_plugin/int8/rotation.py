@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -18,6 +17,7 @@ from lowrank_plugin.chains.record import record_of
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
 from lowrank_plugin.support.batches import call, evaluating, take_batches
+from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
 
@@ -72,7 +72,7 @@ def rotate_chains(
         in half precision are left as they are.
     :raises LowRankError: where the model carries no record of its chains, or the data cannot be used.
     """
-    model = compressed if inplace else copy.deepcopy(compressed)
+    model = compressed if inplace else copied(compressed)
     pairs = list(_pairs(model, manager().registered(LAYER_ADAPTERS)))
     if not pairs:
         return model

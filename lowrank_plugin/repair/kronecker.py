@@ -17,7 +17,7 @@ from lowrank_plugin.layers.survey import layer_input
 from lowrank_plugin.repair.gauss_newton import Function, Parameters, Sample
 from lowrank_plugin.statistics.sampling import draw_positions
 from lowrank_plugin.support.hooking import hooked
-from lowrank_plugin.support.outputs import Loss
+from lowrank_plugin.support.losses import Loss
 
 DAMPING = 0.01
 """Multiple of the mean curvature of a layer that is added to all of its curvatures."""
@@ -121,6 +121,8 @@ def _observe(
 
 def _tap(adapter: LayerAdapter, seen: _Seen, generator: torch.Generator) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
         with torch.no_grad():
             view = adapter.patches(module, layer_input(args, kwargs).detach())
             axes = view.dim() - adapter.kernel(module).dim() + 1
