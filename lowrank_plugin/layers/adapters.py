@@ -18,6 +18,9 @@ from lowrank_hooks import Factorization, Stage, StageShape, Window
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
+PADS: dict[int, type[nn.Module]] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+"""What stands before a chain whose input is padded by more on one side than on the other; by the spatial axes."""
+
 
 class ConvAdapter:
     """Sees a convolution with any number of spatial axes as a kernel [G, T, S, *kernel]; groups are independent.
@@ -122,7 +125,9 @@ class ConvAdapter:
         return nn.Sequential(*chain)
 
     def to_dense(self, module: nn.Sequential) -> nn.Module:
-        """One convolution with the multiplied-out kernel."""
+        """One convolution with the multiplied-out kernel, behind the layer that pads where there is one."""
+        if isinstance(module[0], tuple(PADS.values())):
+            return nn.Sequential(module[0], self.to_dense(module[1:]))
         chain: list[Any] = list(module)
         axes = range(len(chain[0].kernel_size))
         groups = _outer_groups(chain)

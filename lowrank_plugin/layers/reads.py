@@ -8,9 +8,10 @@ Not thread-safe: classes are swapped meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ class Seen:
 
 
 @contextmanager
-def watching(candidates: Mapping[str, tuple[nn.Module, type]]) -> Iterator[Seen]:
+def watching(
+    candidates: Mapping[str, tuple[nn.Module, type]], around: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+) -> Iterator[Seen]:
     """See what happens to some layers.
 
     Each is given, for the length of the run, a subclass of its class: attribute reads by other code pass through no
@@ -55,6 +58,7 @@ def watching(candidates: Mapping[str, tuple[nn.Module, type]]) -> Iterator[Seen]
     ({'fc': [(torch.Size([4, 2]), torch.Size([4, 3]))]}, {'fc': 'weight'})
 
     :param candidates: the layers by name, each with the class that its adapter is for.
+    :param around: for some of them what is called in the place of their forward, with the forward and its arguments.
     """
     seen = Seen()
     wanted = {
@@ -80,9 +84,10 @@ def watching(candidates: Mapping[str, tuple[nn.Module, type]]) -> Iterator[Seen]
                     running.remove(id(self))
 
             def forward(self, *args: Any, **kwargs: Any) -> Any:
-                output, inputs = super().forward(*args, **kwargs), layer_input(args, kwargs)
+                (name, _), forward = wanted[id(self)], super().forward
+                output = around[name](forward, *args, **kwargs) if name in around else forward(*args, **kwargs)
+                inputs = layer_input(args, kwargs)
                 if isinstance(inputs, Tensor) and isinstance(output, Tensor) and id(self) in running:
-                    name, _ = wanted[id(self)]
                     seen.calls.setdefault(name, []).append((inputs.shape, output.shape))
                 return output
 

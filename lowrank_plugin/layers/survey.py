@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from lowrank_plugin.layers.counting import counting
 from lowrank_plugin.layers.eager import check_eager, check_initialised
 from lowrank_plugin.layers.holders import holders, names_of, parameters_of
 from lowrank_plugin.layers.kinds import Adapters, by_type
+from lowrank_plugin.layers.prepared import PlainAdapter, Trial, tried_out
 from lowrank_plugin.layers.reads import Seen, layer_input, watching
 from lowrank_plugin.layers.refusals import adapters_around, locked, of_another_class, out_of_scope, shared, unfit
 from lowrank_plugin.layers.scopes import check_scopes
@@ -105,13 +106,17 @@ def survey(model: nn.Module, example: object, settings: Settings, adapters: Adap
     for key in ("target_scopes", "ignored_scopes", "ranks"):
         check_scopes(getattr(settings, key) or (), [each for name in candidates for each in names[name]], key)
     known = _known(candidates, types)
+    trials = _trials(model, example, {name: each for name, each in candidates.items() if name not in known}, types)
+    plain = {name: trial.plain for name, trial in trials.items() if trial.plain is not None}
+    known |= {name: (candidates[name], type(each.layer)) for name, each in plain.items()}
     seen, macs = _example_run(model, example, known)
     order = {name: place for place, name in enumerate(seen.calls)}
-    reasons = _reasons(model, candidates, known, types, seen, settings)
+    reasons = _reasons(model, candidates, known, types, seen, settings, trials)
     layers, refusals = {}, {}
     for name in sorted(candidates, key=lambda name: order.get(name, len(order))):
         if (reason := reasons[name]) is None:
-            layers[name] = _layer(name, *known[name], types, seen.calls[name], names[name][1:])
+            layer = _layer(name, *known[name], types, seen.calls[name], names[name][1:])
+            layers[name] = replace(layer, adapter=PlainAdapter(layer.adapter, plain[name])) if name in plain else layer
         else:
             refusals[name] = reason
     logger.info("%d of %d layers with a weight can be compressed.", len(layers), len(candidates))
@@ -169,15 +174,17 @@ def _reasons(
     types: Mapping[type, tuple[str, LayerAdapter]],
     seen: Seen,
     settings: Settings,
+    trials: Mapping[str, Trial],
 ) -> dict[str, str | None]:
     """Why each module is not compressed; None for those that can be."""
     names, around, sharing = names_of(model), adapters_around(model), shared(candidates)
 
     def reason(name: str, module: nn.Module) -> str | None:
         found = out_of_scope(names[name], settings) or locked(module) or around.get(name)
+        tried = trials[name].reason if name in trials else None
         if found is None and name not in known:
-            return of_another_class(module, types)
-        found = found or unfit(module, types[known[name][1]][1]) or sharing.get(name)
+            return tried or of_another_class(module, types)
+        found = found or tried or unfit(module, types[known[name][1]][1]) or sharing.get(name)
         if found is None and name in seen.readers:
             return (
                 f"its attribute {seen.readers[name]!r} is read outside of its own forward, which a chain does not have"
@@ -185,6 +192,19 @@ def _reasons(
         return found or (None if name in seen.calls else "its forward was not called in the example run")
 
     return {name: reason(name, module) for name, module in candidates.items()}
+
+
+def _trials(
+    model: nn.Module, example: object, others: Mapping[str, nn.Module], types: Mapping[type, object]
+) -> dict[str, Trial]:
+    """Which of the modules of other classes compute what a plain layer does, as far as the example calls them."""
+    tried = tried_out(others, types)
+    trials = {name: Trial(module, base) for name, (module, base) in tried.items()}
+    if trials:
+        around = {name: trial.run for name, trial in trials.items()}
+        with check_initialised(model), evaluating(model), watching(tried, around):
+            call(model, example)
+    return trials
 
 
 def _example_run(model: nn.Module, example: object, known: Mapping[str, tuple[nn.Module, type]]) -> tuple[Seen, float]:
