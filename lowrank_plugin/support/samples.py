@@ -7,11 +7,11 @@ A batch is what a model is called with: a tuple of positional arguments, a dict 
 An argument is a tensor, or a list, tuple, named tuple, mapping or dataclass of arguments; everything else is handed on
 as it is.
 
-**Samples.** Tensors have theirs on the first axis. A list of tensors of three axes (images [C, H, W]), of tensors that
-differ in their first axis, or of containers, holds a sample an entry. Tensors without axes, and first axes of length 1
-beside longer ones, are of all samples; so are square matrices that fit no other tensor, such as masks [T, T]. Where
-what is left agrees on a number, that is the number of samples. Where it does not, as the nodes [N, F] and edges [2, E]
-of a graph, the batch is one sample.
+**Samples.** Tensors have theirs on the first axis. A list of tensors of three axes (images [C, H, W]) or of one
+(waveforms), of tensors that differ in their first axis, or of containers, holds a sample an entry. Where all agree on a
+number, that is the number of samples; tensors without axes do not count. Where they do not, square matrices, such as
+masks [T, T], do not count either, and then first axes of length 1. Where what is left does not agree, as the nodes
+[N, F] and edges [2, E] of a graph, the batch is one sample.
 
 **Pieces.** Only where all agree is a batch ever cut, and not where one of several tensors is a square matrix over the
 samples, as the adjacency [N, N] of a graph is.
@@ -265,21 +265,29 @@ def _may_be_samples(value: object, beside: bool) -> bool:
         return False
     if value and all(is_container(part) for part in value):
         return True
-    tensors = [part for part in value if isinstance(part, Tensor) and part.dim()]
-    if not tensors or len(tensors) != len(value) or len({tensor.dim() for tensor in tensors}) > 1:
+    axes = {part.dim() if isinstance(part, Tensor) else 0 for part in value}
+    if len(axes) != 1 or axes == {0}:
         return False
-    return tensors[0].dim() == 3 or len({tensor.shape[0] for tensor in tensors}) > 1
+    # images, waveforms, or anything of different lengths
+    if axes == {3} or (axes == {1} and isinstance(value, list)):
+        return True
+    return len({part.shape[0] for part in value}) > 1 or (len(value) == 1 and axes == {2})
 
 
 def _common(values: list[Any], beside: bool = False) -> Sizes:
     """Sizes that all values may be of."""
     found = [(value, sizes) for value in values if (sizes := _sizes(value, beside)) is not None]
-    if any(sizes != (1,) for _, sizes in found):
-        found = [(value, sizes) for value, sizes in found if sizes != (1,)]
+    every = [sizes for _, sizes in found]
+    if not every:
+        return None
     firm = [sizes for value, sizes in found if not (isinstance(value, Tensor) and _is_square(value))]
-    firm = firm or [sizes for _, sizes in found]
-    return tuple(size for size in firm[0] if all(size in sizes for sizes in firm)) if firm else None
+    return _in_all(every) or _in_all(firm) or _in_all([sizes for sizes in firm if sizes != (1,)])
+
+
+def _in_all(found: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(size for size in found[0] if all(size in sizes for sizes in found)) if found else ()
 
 
 def _is_square(tensor: Tensor) -> bool:
-    return tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1] > 1
+    plain = tensor.layout is torch.strided and not tensor.is_nested
+    return plain and tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1] > 1

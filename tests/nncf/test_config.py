@@ -122,3 +122,16 @@ def test_model_that_is_already_quantized(section: dict[str, Any], model: nn.Modu
 def test_sequential_cannot_be_quantized(images: Tensor, dataset: nncf.Dataset) -> None:
     with pytest.raises(nncf.ValidationError, match=r"nn.Sequential.*module of your own"):
         lowrank_nncf.create_compressed_model(nn.Sequential(nn.Conv2d(3, 4, 3)), {"compression": QUANTIZATION}, dataset)
+
+
+@pytest.mark.parametrize("wrap", [iter, lambda batches: (each for each in batches)], ids=["iterator", "generator"])
+@pytest.mark.parametrize("second", [QUANTIZATION, MAGNITUDE], ids=["quantization", "sparsity"])
+def test_data_that_can_be_read_once_are_found_out_before_anything_is_solved(
+    wrap: Any, second: dict[str, Any], model: nn.Module
+) -> None:
+    taken: list[Tensor] = []
+    source = wrap([torch.rand(4, 3, 8, 8)] * 4)
+    dataset = nncf.Dataset(source, lambda item: (taken.append(item), item)[1])
+    with pytest.raises(nncf.ValidationError, match="can be gone through only once; give a list or a DataLoader"):
+        lowrank_nncf.create_compressed_model(model, {"compression": [LOWRANK, second]}, dataset)
+    assert not taken
