@@ -188,7 +188,7 @@ def test_to_dense_computes_the_same(network, images):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_replacement_keeps_dtype_flags_and_hooks(images, dtype):
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)).to(dtype)
-    model[0].weight.requires_grad_(False)
+    model[0].requires_grad_(False)
     model[1].train(False)
     seen = []
     handle = model[1].register_forward_hook(lambda module, args, output: seen.append(output.shape))
