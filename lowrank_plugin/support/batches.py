@@ -19,6 +19,18 @@ a list of images or of mappings    one argument, where one is required and the m
 anything else                      one argument
 =================================  ==================================================================================
 
+>>> class Model(nn.Module):
+...     def forward(self, a, b, c=None):
+...         return [None if each is None else tuple(each.shape) for each in (a, b, c)]
+>>> a, b, labels = torch.zeros(8, 3), torch.zeros(8, 4), torch.zeros(8)
+>>> for item in [a, b, labels], ((a, b), labels), ({"a": a, "b": b}, labels), {"a": a, "b": b, "c": labels}:
+...     [batch] = take_batches(Model(), [item], samples=8)
+...     print(call(Model(), batch))
+[(8, 3), (8, 4), None]
+[(8, 3), (8, 4), None]
+[(8, 3), (8, 4), None]
+[(8, 3), (8, 4), (8,)]
+
 Wrappers that pass everything on, such as ``DataParallel`` and ``torch.compile``, take what the model inside takes. An
 ``nncf.Dataset`` says with its transform what the input is, which is used as NNCF does: a tuple is spread, a dict names
 the arguments, anything else, a list too, is one argument. An ``example_input`` likewise, but a list is spread.
