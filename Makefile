@@ -5,18 +5,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VENV2 ?= .venv-nncf2
 READY2 := $(VENV2)/.ready
+VENV_COVERAGE ?= .venv-coverage
+READY_COVERAGE := $(VENV_COVERAGE)/.ready
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # one thread for each of two workers: two threads of one process that wait for each other are slower than one
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 PYTEST2 := OMP_NUM_THREADS=1 $(VENV2)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup demo test test-nncf2 test-matrix lint benchmarks clean
+.PHONY: help setup demo test test-nncf2 test-matrix coverage lint benchmarks clean
 
 help:
 	@echo "make demo        compress a small network with NNCF, compare it in OpenVINO (about 5 minutes after set-up)"
 	@echo "make test        lint, type-check and test everything (about 15 minutes after set-up)"
 	@echo "make test-nncf2  test with NNCF 2, in an environment of its own (a part of make test)"
 	@echo "make test-matrix test with several NNCF 2 and 3, and write the README's support matrix (about 25 GB)"
+	@echo "make coverage    compress some 180 networks of other libraries and check each, row by row (hours, 7 GB)"
 	@echo "make benchmarks  all benchmarks, tables on the screen and JSON in benchmark-output/"
 	@echo "make clean       remove the environment and everything made here"
 
@@ -47,6 +50,16 @@ test-nncf2: $(READY2)
 test-matrix:
 	$(PYTHON) tests/support_matrix.py $(ARGS)
 
+$(READY_COVERAGE): pyproject.toml constraints-coverage.txt
+	@echo "Setting up $(VENV_COVERAGE): PyTorch, OpenVINO, libraries of networks and this package (about 4 minutes)"
+	test -x $(VENV_COVERAGE)/bin/python || $(PYTHON) -m venv $(VENV_COVERAGE)
+	$(VENV_COVERAGE)/bin/python $(PIP_INSTALL) --constraint constraints-coverage.txt --editable ".[coverage]"
+	@touch $(READY_COVERAGE)
+
+coverage: $(READY_COVERAGE)
+	OMP_NUM_THREADS=1 $(VENV_COVERAGE)/bin/python tests/coverage/run.py \
+		--json tests/coverage/coverage.json --markdown tests/coverage/COVERAGE.md $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +78,4 @@ benchmarks: $(READY)
 	$(BIN)/python examples/benchmarks/restore.py --json benchmark-output/restore.json
 
 clean:
-	rm -rf $(VENV) $(VENV2) .venv-matrix demo-output benchmark-output
+	rm -rf $(VENV) $(VENV2) $(VENV_COVERAGE) .venv-matrix demo-output benchmark-output
