@@ -47,6 +47,7 @@ _LAYER = {
         "status": {"type": "string"},
         "statistics": {"type": "object"},
         "plugins": {"type": "object", "additionalProperties": {"type": "string"}},
+        "plain": {"type": "object", "required": ["padding", "pad"]},
     },
 }
 _SCHEMA: Json = {
@@ -61,10 +62,12 @@ _SCHEMA: Json = {
             "properties": dict.fromkeys(_COUNTED, CHANGE_SCHEMA),
         },
         "allocation": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+        "unit": {"type": ["string", "null"]},
         "layers": {"type": "object", "additionalProperties": _LAYER},
         "skipped": {"type": "object", "additionalProperties": {"type": "string"}},
         "accuracy": ACCURACY_SCHEMA,
         "distilled": {"type": "object", "additionalProperties": CHANGE_SCHEMA},
+        "earlier": {"type": "object"},
     },
 }
 
@@ -88,6 +91,7 @@ class RecordedLayer:
     :param seconds: time of the fit; None for dense.
     :param statistics: what the solver tells.
     :param plugins: the distributions that the decomposer and the adapter are of; told in states only.
+    :param plain: of a layer of a class of its own, how the plain layer pads that stood for it.
     """
 
     decomposer: str
@@ -104,6 +108,7 @@ class RecordedLayer:
     seconds: float | None = None
     statistics: JsonObject = field(default_factory=dict)
     plugins: Mapping[str, str] | None = None
+    plain: JsonObject | None = None
 
     @property
     def is_chain(self) -> bool:
@@ -116,7 +121,7 @@ class RecordedLayer:
 
         :param entry: the JSON value.
         """
-        told = ("predicted_error", "error", "effective_rank", "solver_bytes", "seconds", "plugins")
+        told = ("predicted_error", "error", "effective_rank", "solver_bytes", "seconds", "plugins", "plain")
         return cls(
             entry["decomposer"],
             tuple(entry["rank"]),
@@ -156,6 +161,7 @@ class RecordedLayer:
             "seconds": self.seconds,
             "statistics": dict(self.statistics),
             **({} if self.plugins is None else {"plugins": dict(self.plugins)}),
+            **({} if self.plain is None else {"plain": dict(self.plain)}),
         }
 
 
@@ -207,6 +213,8 @@ class Record:
     :param accuracy: the course of the search, for the budget ``"accuracy_drop"``.
     :param distilled: the errors of distilled blocks, before and after; empty where nothing was distilled.
     :param measured: what the whole model measures, where a runtime or a measured budget was given.
+    :param earlier: what had been done to the model before, where it was a compressed one already.
+    :param unit: what the losses of ``allocation`` are in; None where that is not known.
     """
 
     norm: str
@@ -218,6 +226,8 @@ class Record:
     accuracy: Accuracy | None = None
     distilled: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     measured: Measured | None = None
+    earlier: Record | None = None
+    unit: str | None = None
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Record:
@@ -241,6 +251,8 @@ class Record:
             Accuracy.from_json(value["accuracy"]) if "accuracy" in value else None,
             {name: (before, after) for name, (before, after) in value.get("distilled", {}).items()},
             Measured.from_json(value),
+            cls.from_json(value["earlier"]) if "earlier" in value else None,
+            value.get("unit"),
         )
 
     def to_json(self) -> Json:
@@ -257,6 +269,7 @@ class Record:
             "settings": self.settings.to_mapping(),
             "model": model,
             "allocation": None if self.allocation is None else dict(self.allocation),
+            **({} if self.unit is None else {"unit": self.unit}),
             "layers": layers,
             "skipped": dict(self.skipped),
             **({} if self.accuracy is None else {"accuracy": self.accuracy.to_json()}),
@@ -264,11 +277,26 @@ class Record:
                 {"distilled": {name: list(errors) for name, errors in self.distilled.items()}} if self.distilled else {}
             ),
             **({} if self.measured is None else {"measured_on": self.measured.facts and dict(self.measured.facts)}),
+            **({} if self.earlier is None else {"earlier": self.earlier.to_json()}),
         }
 
     @property
+    def rounds(self) -> list[Record]:
+        """What was done one after the other, this last."""
+        return [*(self.earlier.rounds if self.earlier else ()), replace(self, earlier=None)]
+
+    @classmethod
+    def of_rounds(cls, rounds: Sequence[Record]) -> Record:
+        """Put together again what :attr:`rounds` took apart.
+
+        :param rounds: at least one.
+        """
+        *before, last = rounds
+        return replace(last, earlier=cls.of_rounds(before) if before else None)
+
+    @property
     def chains(self) -> dict[str, RecordedLayer]:
-        """The layers that a chain took the place of."""
+        """The layers that a chain took the place of, in this round."""
         return {name: layer for name, layer in self.layers.items() if layer.is_chain}
 
     def with_measured(self, plan: Plan, unit: str, costs: Sequence[float]) -> Record:

@@ -15,10 +15,12 @@ from torch import nn
 from lowrank_hooks import Factorization, Stage
 from lowrank_plugin.chains.record import Record, RecordedLayer, attach, record_of
 from lowrank_plugin.errors import PlanError, PluginError
-from lowrank_plugin.layers.replacement import make_chain, replace
+from lowrank_plugin.layers.prepared import PlainAdapter, plain_from_json
+from lowrank_plugin.layers.replacement import exchange, make_chain
 from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, OWN_DISTRIBUTION, Kind, Manager, manager
 from lowrank_plugin.support.copying import copied
+from lowrank_plugin.support.keeping import undisturbed
 from lowrank_plugin.support.messages import suggestion
 from lowrank_plugin.support.validation import Json, JsonObject, validate
 
@@ -53,16 +55,18 @@ def get_state(compressed: nn.Module) -> Json:
     :raises LowRankError: where the model carries no record.
     """
     record, registry = record_of(compressed), manager()
-    layers = {
-        name: _with_plugins(layer, registry) if layer.is_chain else layer for name, layer in record.layers.items()
-    }
+    record = Record.of_rounds([_with_plugins(each, registry) for each in record.rounds])
     versions = {name: metadata.version(name) for name in (OWN_DISTRIBUTION, "torch")}
-    written = with_fields(record, layers=layers).to_json()
-    return json.loads(json.dumps({"format": FORMAT, "versions": versions, "record": written}))
+    return json.loads(json.dumps({"format": FORMAT, "versions": versions, "record": record.to_json()}))
 
 
-def _with_plugins(layer: RecordedLayer, registry: Manager) -> RecordedLayer:
-    """A layer with the names of the distributions that its decomposer and its adapter are of."""
+def _with_plugins(record: Record, registry: Manager) -> Record:
+    """A record with the names of the distributions that decomposers and adapters are of."""
+    chains = {name: _with_distributions(layer, registry) for name, layer in record.chains.items()}
+    return with_fields(record, layers={**record.layers, **chains})
+
+
+def _with_distributions(layer: RecordedLayer, registry: Manager) -> RecordedLayer:
     made, adapted = (
         registry.registered(DECOMPOSERS).get(layer.decomposer),
         registry.registered(LAYER_ADAPTERS)[layer.kind],
@@ -77,6 +81,14 @@ def _with_plugins(layer: RecordedLayer, registry: Manager) -> RecordedLayer:
 def restore(model: nn.Module, state: JsonObject, *, inplace: bool = False) -> nn.Module:
     """Bring a fresh, uncompressed model into the structure of a compressed one. Nothing is solved, no data needed.
 
+    >>> import torch, lowrank_plugin
+    >>> small = lowrank_plugin.decompose(nn.Linear(8, 8), None, ranks={"": 2}, example_input=torch.ones(1, 8))
+    >>> restore(nn.Linear(8, 8), get_state(small))
+    Sequential(
+      (0): Linear(in_features=8, out_features=2, bias=False)
+      (1): Linear(in_features=2, out_features=8, bias=True)
+    )
+
     :param model: the network as its constructor makes it; it is not changed unless ``inplace``.
     :param state: what :func:`get_state` returned.
     :param inplace: change the model itself.
@@ -89,8 +101,17 @@ def restore(model: nn.Module, state: JsonObject, *, inplace: bool = False) -> nn
     except ValueError as error:
         raise PlanError(str(error)) from error
     record, registry = Record.from_json(state["record"]), manager()
-    restored = model if inplace else copied(model)
-    modules = dict(restored.named_modules())
+    with undisturbed():
+        restored = model if inplace else copied(model)
+        for each in record.rounds:
+            restored = _with_chains(restored, each, registry)
+    attach(restored, record)
+    return restored
+
+
+def _with_chains(model: nn.Module, record: Record, registry: Manager) -> nn.Module:
+    """A model with empty chains in the places that one round put them; changed in place unless it is itself a layer."""
+    modules = dict(model.named_modules())
     chains = {}
     for name, layer in record.chains.items():
         _check_plugins(name, layer, registry)
@@ -98,12 +119,8 @@ def restore(model: nn.Module, state: JsonObject, *, inplace: bool = False) -> nn
             msg = f"The state compresses {name!r}, but the model has no such layer. {suggestion(name, modules)}".strip()
             raise PlanError(msg)
         chains[name] = _empty_chain(name, modules[name], layer, registry)
-    for name, chain in chains.items():
-        if modules[name] is restored:
-            restored = chain
-        replace(restored, modules[name], chain)
-    attach(restored, record)
-    return restored
+    exchange(model, {modules[name]: chain for name, chain in chains.items()})
+    return chains.get("", model)
 
 
 def _check_plugins(name: str, layer: RecordedLayer, registry: Manager) -> None:
@@ -118,10 +135,13 @@ def _check_plugins(name: str, layer: RecordedLayer, registry: Manager) -> None:
 def _empty_chain(name: str, module: nn.Module, layer: RecordedLayer, registry: Manager) -> nn.Module:
     """A chain with weights of zero in a module's place."""
     found = registry.find(LAYER_ADAPTERS, layer.kind)
-    if known_base(module, {found.module_type}) is None:
+    adapter = found.adapter
+    if layer.plain is not None and isinstance(module, found.module_type):
+        adapter = PlainAdapter(adapter, plain_from_json(module, found.module_type, layer.plain))
+    elif known_base(module, {found.module_type}) is None:
         msg = f"The state compresses the {layer.kind} {name!r}, but in this model it is a {type(module).__name__}."
         raise PlanError(msg)
-    kernel, weights = found.adapter.kernel(module), layer.costs["parameters"].before
+    kernel, weights = adapter.kernel(module), layer.costs["parameters"].before
     if kernel.numel() != weights:
         msg = f"The state compresses {name!r} with {weights} weights, but here it has {kernel.numel()}."
         raise PlanError(msg)
@@ -135,4 +155,4 @@ def _empty_chain(name: str, module: nn.Module, layer: RecordedLayer, registry: M
         for stage in layer.stages
     )
     bias = kernel.new_zeros(kernel.shape[0] * kernel.shape[1]) if layer.bias else None
-    return make_chain(module, found.adapter, Factorization(stages), bias)
+    return make_chain(module, adapter, Factorization(stages), bias)

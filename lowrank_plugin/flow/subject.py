@@ -33,6 +33,7 @@ class Subject:
     :param example: an input with one sample, or the one that the user gave: what runs are timed with.
     :param registry: what plugins offer.
     :param steps: who hears of the steps.
+    :param inner: layers whose chains must not get a bias, see :func:`lowrank_plugin.chains.stages.inner_stages`.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Subject:
     example: object
     registry: Manager
     steps: Steps
+    inner: frozenset[str] = frozenset()
 
     def without(self, refusals: Mapping[str, str]) -> Subject:
         """The same where some layers stay dense that were to be compressed.

@@ -87,7 +87,7 @@ def rotate_chains(
 
 def _pairs(model: nn.Module, adapters: Adapters) -> Iterator[tuple[Stage, Stage]]:
     """Stages that follow on each other and may exchange a basis."""
-    for name in record_of(model).layers:
+    for name in (name for each in record_of(model).rounds for name in each.chains):
         chain = model.get_submodule(name)
         stages = list(chain) if isinstance(chain, nn.Sequential) else []
         for first, second in pairwise(_open(stage, adapters) for stage in stages):

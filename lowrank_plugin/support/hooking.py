@@ -33,8 +33,11 @@ def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], *, before: bool = Fals
     """
     with ExitStack() as handles:
         for module, hook in hooks.items():
-            register = module.register_forward_pre_hook if before else module.register_forward_hook
-            handles.callback(register(_apart(hook), with_kwargs=True).remove)
+            if before:
+                handle = module.register_forward_pre_hook(_apart(hook), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(_apart(hook), with_kwargs=True, prepend=True)
+            handles.callback(handle.remove)
         try:
             yield
         except _HookError as carrier:

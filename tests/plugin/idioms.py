@@ -293,7 +293,7 @@ class Closure(Two):
         return self.last(self.a(x).relu())
 
 
-@idiom(dense={"b": PAST})
+@idiom(dense={"b": "read outside"})
 class BoundMethod(Two):
     def __init__(self) -> None:
         super().__init__()
@@ -518,7 +518,7 @@ class Recurrent(nn.Module):
         return self.b(self.memory(self.a(self.a(x)))[0])
 
 
-@idiom(sequences)
+@idiom(sequences, dense={"mix": "", "mix.out_proj": ""})
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
