@@ -24,6 +24,7 @@ from lowrank_plugin.ranks.plan import Plan
 from lowrank_plugin.settings import Section, Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.support.batches import take_batches
+from lowrank_plugin.support.given import LossFunction
 from lowrank_plugin.support.keeping import undisturbed
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
 from lowrank_plugin.support.validation import Json, JsonObject
@@ -80,6 +81,7 @@ def apply(
     example_input: object = None,
     statistics: Statistics | None = None,
     inplace: bool = False,
+    output: LossFunction | None = None,
     progress: Progress = no_progress,
 ) -> nn.Module:
     """Compress a model as a plan says.
@@ -100,14 +102,18 @@ def apply(
     :param statistics: what :func:`collect_statistics` saw of the model; takes the place of the data, which only the
         repair still needs.
     :param inplace: change the model itself.
+    :param output: the function that was the plan's ``"output"``: a plan cannot hold one. It is needed for the norm
+        ``"two-sided"``; without it, the repair ``"distill"`` refits blocks but not the network as a whole, and says so.
     :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
     :return: the compressed network.
+    :raises ConfigurationError: where the function is needed and was not given.
     :raises StatisticsError: where the statistics are of another network.
     :raises PlanError: where the plan does not fit the model, or a layer fails and ``on_failure`` is ``"raise"``.
     """
     with undisturbed():
         made = Plan.from_json(plan)
-        subject, source = _begin(model, batches, example_input, made.settings_to_follow, statistics, progress, inplace)
+        settings = made.settings_to_follow if output is None else replace(made.settings_to_follow, output=output)
+        subject, source = _begin(model, batches, example_input, settings, statistics, progress, inplace)
         meter, problems = meter_of(subject), look(subject, source, list(made.ranks(subject.survey)))
         left = {name: each for name, each in made.layers.items() if name not in problems.seen.refusals}
         compressed = compress(problems, replace(made, layers=left), inplace=inplace)
@@ -185,7 +191,8 @@ def collect_statistics(
     :param model: the network; it is not changed.
     :param batches: calibration data, as for :func:`plan`.
     :param progress: wraps an iterable in a progress bar, as NNCF's ``track`` does.
-    :param section: the keys of the ``"lowrank"`` section that concern it: scopes, ``calibration``, ``seed``.
+    :param section: the keys of the ``"lowrank"`` section that concern it: scopes, ``output``, ``calibration``,
+        ``seed``.
     :return: statistics that can be saved, loaded and merged.
     :raises ConfigurationError: for settings that cannot be used.
     :raises CalibrationError: for data that cannot be used.

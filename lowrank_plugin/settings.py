@@ -11,7 +11,9 @@ from typing import Literal, TypedDict
 
 from lowrank_hooks import NORMS
 from lowrank_plugin.errors import ConfigurationError
+from lowrank_plugin.support.given import LossFunction
 from lowrank_plugin.support.keys import key, read, schema_of, written
+from lowrank_plugin.support.outputs import AUTO, CALLABLE, IGNORE, KINDS, Described, read_described, written_described
 from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 _COUNT = {"type": "integer", "minimum": 1}
@@ -20,6 +22,24 @@ _RANK = {**_COUNT, "description": "a whole number from 1"}
 _SCOPES = {
     "anyOf": [{"type": "null"}, {"type": "string"}, _NAMES],
     "description": "a layer name or {re}pattern, or a list of them",
+}
+
+
+_OUTPUT = {
+    "type": "object",
+    "required": ["kind"],
+    "additionalProperties": False,
+    "properties": {
+        "kind": {"enum": [*KINDS], "description": ", ".join(f'"{kind}"' for kind in KINDS)},
+        "axis": {"type": "integer", "description": "a whole number, the axis of the classes"},
+        "probabilities": {"type": "boolean", "description": "whether a sigmoid has been applied already"},
+    },
+    "description": 'an object such as {"kind": "softmax", "axis": 1}',
+}
+_OUTPUT_BY_NAME = {
+    "anyOf": [_OUTPUT, {"enum": [IGNORE, None]}],
+    "description": '"softmax", "sigmoid" or "values" for the kind of all outputs, and for one of them by name an '
+    'object such as {"kind": "softmax", "axis": 1} or "ignore"',
 }
 
 
@@ -122,6 +142,7 @@ class Settings:
     :param norm: the error norm; None takes the covariance norm where there is data.
     :param policy: how the budget is shared among the layers.
     :param rank_multiple: ranks are multiples of this.
+    :param output: what the model's outputs are, and so what a change of them costs.
     :param repair: what follows the replacement.
     :param runtime: where latency is measured; None measures it in PyTorch, and only where the budget is a latency.
     :param target_scopes: layers that may be compressed; None for all.
@@ -196,6 +217,23 @@ class Settings:
         default="lagrangian", metadata=key({"type": "string", "description": "the name of a rank policy"})
     )
     rank_multiple: int = field(default=8, metadata=key(_RANK))
+    output: Described = field(
+        default=AUTO,
+        metadata=key(
+            {
+                "anyOf": [
+                    {"enum": [AUTO, CALLABLE]},
+                    _OUTPUT,
+                    {"type": "object", "additionalProperties": _OUTPUT_BY_NAME},
+                ],
+                "description": '"auto", {"kind": "softmax", "sigmoid" or "values", "axis": n}, or a mapping from '
+                'outputs to that or "ignore"; in Python also a function (output, reference) -> loss of each sample',
+            },
+            read=read_described,
+            write=written_described,
+            later=True,
+        ),
+    )
     repair: str = field(
         default="moments",
         metadata=key({"enum": ["none", "moments", "distill"], "description": '"none", "moments" or "distill"'}),
@@ -267,7 +305,10 @@ class Settings:
         :param goal: whether the section must say how far to go, by a budget or by ranks.
         :raises ConfigurationError: naming the key, the value and what was expected.
         """
-        validate(dict(section), SCHEMA, 'the "lowrank" section')
+        output = section.get("output")
+        # a function is no JSON
+        checked = {**section, "output": CALLABLE} if callable(output) else _with_names(section)
+        validate(checked, SCHEMA, 'the "lowrank" section')
         settings: Settings = read(cls, section)
         if goal and settings.budget is None and not settings.ranks:
             msg = (
@@ -277,7 +318,7 @@ class Settings:
         return settings
 
     def to_mapping(self) -> Json:
-        """The section that gives these settings, as plain JSON with nothing left to defaults.
+        """The section that gives these settings, as plain JSON with nothing left to defaults but ``"output"``.
 
         >>> Settings(budget={"macs": 0.5}).to_mapping()["stability"]
         {'slack': 0.02}
@@ -287,6 +328,14 @@ class Settings:
 
 SCHEMA: Json = schema_of(Settings)
 """JSON schema of the section, without ``"algorithm"``."""
+
+
+def _with_names(section: JsonObject) -> Json:
+    """With outputs that go by their numbers under strings, as JSON has them."""
+    output = section.get("output")
+    if not isinstance(output, Mapping):
+        return dict(section)
+    return {**section, "output": {str(name): each for name, each in output.items()}}
 
 
 class StabilitySection(TypedDict):
@@ -311,6 +360,14 @@ class DistillationSection(TypedDict, total=False):
     checkpoint: str | None
 
 
+class OutputSection(TypedDict, total=False):
+    """What users may write under ``"output"`` of an output, see :class:`lowrank_plugin.support.outputs.Output`."""
+
+    kind: Literal["softmax", "sigmoid", "values"]
+    axis: int
+    probabilities: bool
+
+
 class RuntimeSection(TypedDict, total=False):
     """What users may write under ``"runtime"``."""
 
@@ -327,6 +384,13 @@ class Section(TypedDict, total=False):
     norm: Literal["frobenius", "covariance", "two-sided"] | None
     policy: str
     rank_multiple: int
+    output: (
+        Literal["auto"]
+        | OutputSection
+        | Mapping[str, OutputSection | Literal["ignore"] | None]
+        | Mapping[int, OutputSection | Literal["ignore"] | None]
+        | LossFunction
+    )
     repair: Literal["none", "moments", "distill"]
     runtime: RuntimeSection | None
     target_scopes: str | Sequence[str] | None

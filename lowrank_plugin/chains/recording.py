@@ -13,6 +13,7 @@ from lowrank_plugin.chains.fitting import Fitted
 from lowrank_plugin.chains.record import Record, RecordedLayer
 from lowrank_plugin.costs.counted import Chain, macs, parameters, sizes
 from lowrank_plugin.layers.holders import parameters_of
+from lowrank_plugin.layers.prepared import PlainAdapter
 from lowrank_plugin.layers.survey import Layer, Survey
 from lowrank_plugin.ranks.plan import Change, Plan, PlannedLayer
 from lowrank_plugin.ranks.proposals import DENSE
@@ -57,6 +58,7 @@ def make_record(
         plan.allocation,
         plan.accuracy,
         dict(distilled or {}),
+        unit=plan.unit,
     )
 
 
@@ -86,6 +88,7 @@ def _replaced(
         planned.solver_bytes,
         fitted.seconds,
         dict(fitted.solution.statistics),
+        plain=layer.adapter.plain.to_json() if isinstance(layer.adapter, PlainAdapter) else None,
     )
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from lowrank_plugin.chains.record import Measured, Record, record_of
 from lowrank_plugin.ranks.plan import Change
 from lowrank_plugin.ranks.proposals import DENSE
+from lowrank_plugin.support.losses import NATS
 from lowrank_plugin.support.validation import Json
 
 _UNITS = {"latency": "latency in milliseconds"}
@@ -34,32 +35,13 @@ class Report:
 
     def to_dict(self) -> Json:
         """The record as JSON: ``model`` with the MACs for one sample and the parameters before and after, ``layers``
-        with what became of each, ``skipped`` with the others."""
+        with what became of each, ``skipped`` with the others; ``earlier``, likewise, where the model that was given had
+        been compressed before."""
         return self.record.to_json()
 
     def to_str(self) -> str:
-        """A table with a row a layer, the compressed ones first, and the totals."""
-        table = Table(box=box.ASCII2, title="Low-rank decomposition", caption=_caption(self.record))
-        for column in ("Layer", "Decomposer", "Rank", "MACs per sample", "Parameters", "Rel. error", "Status"):
-            table.add_column(column, justify="left" if column in ("Layer", "Decomposer", "Status") else "right")
-        for name, layer in self.record.layers.items():
-            table.add_row(
-                name,
-                layer.decomposer,
-                "x".join(str(rank) for rank in layer.rank),
-                _change(layer.costs["macs"]),
-                _change(layer.costs["parameters"]),
-                "" if layer.error is None else f"{layer.error:.4f}",
-                layer.status,
-            )
-        for name, reason in self.record.skipped.items():
-            table.add_row(name, DENSE, "", "", "", "", f"Left alone: {reason}.")
-        table.add_section()
-        costs = self.record.costs
-        table.add_row("whole model", "", "", _change(costs["macs"]), _change(costs["parameters"]), "", "")
-        written = io.StringIO()
-        Console(file=written, width=200, color_system=None).print(table)
-        return written.getvalue()
+        """A table with a row a layer, the compressed ones first, and the totals; one for each compression."""
+        return "\n".join(_table(each) for each in self.record.rounds)
 
     def __str__(self) -> str:
         return self.to_str()
@@ -80,10 +62,12 @@ def report(compressed: nn.Module) -> Report:
     return Report(record_of(compressed))
 
 
-def _quality(allocation: Mapping[str, float]) -> str:
+def _quality(allocation: Mapping[str, float], unit: str | None) -> str:
     """How good the plan was, in a sentence."""
-    loss, bound = allocation["predicted_loss"], allocation["lower_bound"]
-    return f"Expected loss as planned: {loss:.4g}; no choice of these options under this budget is below {bound:.4g}."
+    loss, bound = f"{allocation['predicted_loss']:.4g}", f"{allocation['lower_bound']:.4g}"
+    if unit:
+        loss = f"{loss} {unit}" if unit == NATS else f"{loss} ({unit})"
+    return f"Expected loss as planned: {loss}; no choice of these options under this budget is below {bound}."
 
 
 def _measured(measured: Measured) -> str:
@@ -96,7 +80,7 @@ def _measured(measured: Measured) -> str:
 
 
 def _caption(record: Record) -> str | None:
-    quality = None if record.allocation is None else _quality(record.allocation)
+    quality = None if record.allocation is None else _quality(record.allocation, record.unit)
     measured = None if record.measured is None else _measured(record.measured)
     return "\n".join(sentence for sentence in (quality, measured) if sentence) or None
 
@@ -111,3 +95,28 @@ def _short(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def _table(record: Record) -> str:
+    """The table of one round."""
+    table = Table(box=box.ASCII2, title="Low-rank decomposition", caption=_caption(record))
+    for column in ("Layer", "Decomposer", "Rank", "MACs per sample", "Parameters", "Rel. error", "Status"):
+        table.add_column(column, justify="left" if column in ("Layer", "Decomposer", "Status") else "right")
+    for name, layer in record.layers.items():
+        table.add_row(
+            name,
+            layer.decomposer,
+            "x".join(str(rank) for rank in layer.rank),
+            _change(layer.costs["macs"]),
+            _change(layer.costs["parameters"]),
+            "" if layer.error is None else f"{layer.error:.4f}",
+            layer.status,
+        )
+    for name, reason in record.skipped.items():
+        table.add_row(name, DENSE, "", "", "", "", f"Left alone: {reason}.")
+    table.add_section()
+    costs = record.costs
+    table.add_row("whole model", "", "", _change(costs["macs"]), _change(costs["parameters"]), "", "")
+    written = io.StringIO()
+    Console(file=written, width=200, color_system=None).print(table)
+    return written.getvalue()

@@ -25,10 +25,13 @@ from lowrank_plugin.ranks.planning import make_plan, with_solver_bytes
 from lowrank_plugin.ranks.proposals import Choices, Pricing, by_hand, competitors, error_curves, propose
 from lowrank_plugin.ranks.roofline import smoothed
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.statistics.weighing import Trial, Weights, try_out
+from lowrank_plugin.statistics.weighing import Trial, Weighed, try_out
 from lowrank_plugin.support import processes
 
 logger = logging.getLogger(__name__)
+
+ALIKE = "relative squared errors of the layers"
+"""What losses are in where it is not known what errors at layers cost the model, and all of them count alike."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class Choice:
     :param problems: the problems of its layers.
     :param budget: what was asked for.
     :param candidates: the choices of every layer.
+    :param unit: what losses are in; None where that is not known.
     """
 
     problems: Problems
     budget: Budget
     candidates: Candidates
+    unit: str | None = None
 
     def write(self, chosen: Chosen, share: float | None = None) -> Plan:
         """Write choices down as a plan.
@@ -70,6 +75,7 @@ class Choice:
             allocation,
             self.problems.memory(),
             self.problems.effective_ranks,
+            self.unit,
         )
         return processes.agreed(with_solver_bytes(plan, subject.survey, subject.model, subject.registry))
 
@@ -81,7 +87,7 @@ class Choice:
         if not refusals:
             return self
         problems = self.problems.without(refusals)
-        return Choice(problems, self.budget, self.candidates.only(problems.subject.survey.layers))
+        return Choice(problems, self.budget, self.candidates.only(problems.subject.survey.layers), self.unit)
 
 
 def choose(problems: Problems, meter: Meter | None) -> Plan:
@@ -117,7 +123,7 @@ def choices_of(problems: Problems, meter: Meter | None) -> Choice:
     subject = problems.subject
     settings, budget = subject.settings, budget_of(subject.settings, subject.registry)
     names = list(subject.survey.layers)
-    weights = weights_of(problems, names) if budget.given else {}
+    weighed = weights_of(problems, names) if budget.given else Weighed()
     choices = _choices(problems, budget, meter)
     policy = subject.registry.find(RANK_POLICIES, settings.policy)
     insights = {}
@@ -126,7 +132,8 @@ def choices_of(problems: Problems, meter: Meter | None) -> Choice:
         insights = {name: policy.inspect(problems[name]) for name in free}
     whole = _whole(problems, budget, meter, choices)
     remark = subject.largest_left_alone()
-    return Choice(problems, budget, Candidates(choices, weights, policy, whole, insights, remark))
+    candidates = Candidates(choices, weighed.weights, policy, whole, insights, remark)
+    return Choice(problems, budget, candidates, weighed.unit if weighed.weights else ALIKE)
 
 
 def rank_by_hand(settings: Settings, *names: str) -> Rank | None:
@@ -142,7 +149,7 @@ def rank_by_hand(settings: Settings, *names: str) -> Rank | None:
     return next((rank for scope, rank in ranks if any(matches(name, scope) for name in names)), None)
 
 
-def weights_of(problems: Problems, names: Sequence[str]) -> dict[str, Weights]:
+def weights_of(problems: Problems, names: Sequence[str]) -> Weighed:
     """What errors at each layer are expected to cost the model, per squared relative error.
 
     :param problems: the problems of the layers.
@@ -150,17 +157,19 @@ def weights_of(problems: Problems, names: Sequence[str]) -> dict[str, Weights]:
     :return: nothing of layers on which the output does not depend; nothing at all where it cannot be known.
     """
     if not names:
-        return {}
+        return Weighed()
     source, trials = problems.source, dict[str, Sequence[Trial]]()
     if source.tries:
         tried = problems.each("trial", "Solving trials", names, lambda group: [_try(problems, name) for name in group])
         trials = {name: found for name, found in tried.items() if found}
-    weights = source.weights(problems.subject, trials)
+    weighed = source.weights(problems.subject, trials)
+    weights = weighed.weights
     if not all(math.isfinite(value) for each in weights.values() for _, value in each):
         logger.warning("Gradients of the model's output are not finite: all layers are weighted alike.")
-        return {}
+        return Weighed()
     # a layer that the output does not depend on at all would have no use for any rank
-    return {name: weights[name] for name in names if name in weights and weights[name][0][1] > 0}
+    used = {name: weights[name] for name in names if name in weights and weights[name][0][1] > 0}
+    return Weighed(used, weighed.unit)
 
 
 def _try(problems: Problems, name: str) -> Sequence[Trial]:
@@ -205,7 +214,7 @@ def _biases(problems: Problems, name: str) -> int:
     subject = problems.subject
     matched = subject.norm.weighted or (bool(problems.source.batches) and subject.settings.repair != "none")
     shape, has_one = subject.survey.layers[name].shape, subject.model.get_submodule(name).bias is not None
-    return 0 if has_one or not matched else shape.groups * shape.out_channels
+    return 0 if has_one or not matched or name in subject.inner else shape.groups * shape.out_channels
 
 
 def _whole(problems: Problems, budget: Budget, meter: Meter | None, choices: Mapping[str, Choices]) -> float:

@@ -9,13 +9,14 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as with_fields
 
 import torch
 from torch import nn
 
 from lowrank_hooks import Rank
 from lowrank_plugin.chains.fitting import Fitted, fit
-from lowrank_plugin.chains.record import Record, attach
+from lowrank_plugin.chains.record import RECORD, Record, attach, record_of
 from lowrank_plugin.chains.recording import make_record
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.flow.problems import Problems
@@ -29,6 +30,8 @@ from lowrank_plugin.repair.moments import match_moments
 from lowrank_plugin.statistics.snapshot import digest
 from lowrank_plugin.support.batches import evaluating
 from lowrank_plugin.support.copying import copied
+from lowrank_plugin.support.outputs import AUTO, written_described
+from lowrank_plugin.support.reading import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ def compress(problems: Problems, plan: Plan, *, inplace: bool, solved: Solved | 
     refuse(refusals, problems.subject.settings.on_failure)
     problems = problems.without(refusals)
     subject, repair = problems.subject, problems.subject.settings.repair
+    earlier = record_of(subject.model) if hasattr(subject.model, RECORD) else None
     templates = {name: subject.model.get_submodule(name) for name in subject.survey.layers}
     original = copied(subject.model) if inplace and repair == "distill" else subject.model
     compressed = _replaced(subject, fitted, inplace)
@@ -75,6 +79,7 @@ def compress(problems: Problems, plan: Plan, *, inplace: bool, solved: Solved | 
     elif fitted and problems.source.known and repair != "none":
         logger.warning("Repair is skipped: it runs the network on data, but only statistics were given.")
     record = make_record(plan, subject.survey, fitted, templates, compressed, distilled)
+    record = with_fields(record, earlier=earlier)
     attach(compressed, record)
     return Compressed(compressed, record, refusals)
 
@@ -120,6 +125,10 @@ def _solve(problems: Problems, names: Sequence[str], decomposer: str, rank: Rank
             return [f"its fit by {decomposer!r} failed: {error}"]
         msg = f"Layer {names[0]!r} cannot be factorised by {decomposer!r} at rank {list(rank)}: {error}"
         raise PlanError(msg) from error
+    fitted = [
+        with_fields(each, bias=None) if name in subject.inner else each
+        for name, each in zip(names, fitted, strict=True)
+    ]
     for name, each in zip(names, fitted, strict=True):
         logger.info(
             "Layer %s by %s at rank %s: error %.4f in %.2f s. %s",
@@ -152,7 +161,8 @@ def _repair(
     names, layers = list(chains), {name: subject.survey.layers[name] for name in chains}
     adapters = subject.registry.registered(LAYER_ADAPTERS)
     outputs = source.outputs(subject, problems.seen, names)
-    match_moments(compressed, templates, layers, outputs, source.batches, adapters, subject.steps)
+    matched = {name: layer for name, layer in layers.items() if name not in subject.inner}
+    match_moments(compressed, templates, matched, outputs, source.batches, adapters, subject.steps)
     if settings.repair != "distill":
         return {}
     small = [name for name in names if next(compressed.get_submodule(name).parameters()).dtype.itemsize < 4]
@@ -163,6 +173,8 @@ def _repair(
     kernels = [layer.adapter.kernel(templates[name]) for name, layer in layers.items()]
     slack = settings.stability.slack if settings.stability else None
     chosen = [chains, slack, settings.seed, wanted.steps, wanted.network_steps]
+    if settings.output != AUTO:
+        chosen.append(written_described(settings.output))
     key = digest([kernels, source.batches]) + json.dumps(chosen)
     return distill(
         original,
@@ -175,4 +187,5 @@ def _repair(
         seed=settings.seed,
         notebook=Notebook(wanted.checkpoint, compressed, names, key),
         steps=subject.steps,
+        outputs=Outputs.of(original, settings.output),
     )

@@ -21,8 +21,9 @@ from lowrank_plugin.statistics.collection import Observed, collect, warn_of_few
 from lowrank_plugin.statistics.exchange import combined
 from lowrank_plugin.statistics.gradients import collect_gradients
 from lowrank_plugin.statistics.moments import ChannelStatistics
-from lowrank_plugin.statistics.weighing import Trial, Weights, weigh
+from lowrank_plugin.statistics.weighing import Trial, Weighed, weigh
 from lowrank_plugin.support import processes
+from lowrank_plugin.support.reading import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Source(Protocol):
         """Second moments of the gradients of the model's output with respect to some layers' outputs."""
         ...
 
-    def weights(self, subject: Subject, trials: Mapping[str, Sequence[Trial]]) -> Mapping[str, Weights]:
+    def weights(self, subject: Subject, trials: Mapping[str, Sequence[Trial]]) -> Weighed:
         """What errors at each layer cost the model.
 
         :param subject: the model.
@@ -132,13 +133,20 @@ class FromData:
         layers = {name: subject.survey.layers[name] for name in names}
         if not (self.batches and layers):
             return {}
-        return collect_gradients(subject.model, layers, self.batches, seed=subject.settings.seed, steps=subject.steps)
+        outputs = Outputs.of(subject.model, subject.settings.output)
+        return collect_gradients(
+            subject.model, layers, self.batches, seed=subject.settings.seed, steps=subject.steps, outputs=outputs
+        )
 
-    def weights(self, subject: Subject, trials: Mapping[str, Sequence[Trial]]) -> Mapping[str, Weights]:
+    def weights(self, subject: Subject, trials: Mapping[str, Sequence[Trial]]) -> Weighed:
         """Run the model with all trials at once, forwards and backwards."""
         if not self.batches:
-            return {}
-        return weigh(subject.model, trials, self.batches, seed=subject.settings.seed, steps=subject.steps)
+            return Weighed()
+        outputs = Outputs.of(subject.model, subject.settings.output)
+        costs = weigh(
+            subject.model, trials, self.batches, seed=subject.settings.seed, steps=subject.steps, outputs=outputs
+        )
+        return Weighed(costs, outputs.unit)
 
     def outputs(self, subject: Subject, seen: Seen, names: Sequence[str]) -> Mapping[str, Sequence[ChannelStatistics]]:
         """Seen already, together with the inputs."""
@@ -171,9 +179,9 @@ class FromStatistics:
         """What was written down of them."""
         return {name: self.statistics.gradients[name] for name in names if name in self.statistics.gradients}
 
-    def weights(self, subject: Subject, trials: Mapping[str, Sequence[Trial]]) -> Mapping[str, Weights]:
+    def weights(self, subject: Subject, trials: Mapping[str, Sequence[Trial]]) -> Weighed:
         """What was written down of them."""
-        return self.statistics.costs
+        return Weighed(self.statistics.costs, self.statistics.unit)
 
     def outputs(self, subject: Subject, seen: Seen, names: Sequence[str]) -> Mapping[str, Sequence[ChannelStatistics]]:
         """Run the model: the batches may be others than those that the statistics are of."""

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from lowrank_hooks import StepEvent
+from lowrank_plugin.chains.stages import inner_stages
 from lowrank_plugin.errors import ConfigurationError, LowRankError
 from lowrank_plugin.flow.choosing import weights_of
 from lowrank_plugin.flow.problems import look
@@ -76,8 +78,9 @@ def start(
     steps.observe(StepEvent("survey", len(found.layers), len(found.layers)))
     if isinstance(source, FromStatistics):
         source.statistics.check(model, found.layers)
+        settings = replace(settings, output=source.statistics.output_for(settings.output))
     sample = one_sample(first) if example is None else first
-    subject = Subject(model, found, settings, norm, sample, registry, steps)
+    subject = Subject(model, found, settings, norm, sample, registry, steps, inner_stages(model))
     return subject.without(out_of_reach(_changed(model, inplace, settings), found.layers, first))
 
 
@@ -121,13 +124,13 @@ def summary(subject: Subject, source: FromData) -> Statistics:
     problems = look(subject, source)
     subject = problems.subject
     names = list(subject.survey.layers)
-    gradients = source.gradients(subject, names)
+    gradients, weighed = source.gradients(subject, names), weights_of(problems, names)
     return summarise(
         subject.model,
         subject.survey.layers,
         problems.seen.observed,
         gradients,
-        weights_of(problems, names),
+        weighed,
         source.batches,
         subject.settings,
     )

@@ -70,6 +70,7 @@ _SCHEMA: Json = {
         "norm": {"enum": list(NORMS)},
         "model": {"type": "object", "additionalProperties": CHANGE_SCHEMA},
         "allocation": {"type": ["object", "null"], "additionalProperties": _NUMBER},
+        "unit": {"type": ["string", "null"]},
         "memory": {"type": "object", "additionalProperties": _NUMBER},
         "layers": {"type": "object", "additionalProperties": _LAYER},
         "skipped": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -197,12 +198,13 @@ class Plan:
     :param layers: what becomes of each layer that could be compressed.
     :param skipped: why other layers are left alone.
     :param allocation: for the layers that share the budget, the ``predicted_loss``, the ``lower_bound`` that no other
-        choice of their options under the budget can be below, and the ``gap`` between the two; in nats where gradients
-        are known. None where there is no budget.
+        choice of their options under the budget can be below, and the ``gap`` between the two. None where there is no
+        budget.
     :param memory: ``peak``, bytes that collecting statistics was predicted to need beyond running the model, and
         ``passes``, how many times the data was run over for it; empty where nothing was collected.
     :param measured_on: where the measured unit was measured; None where nothing was.
     :param accuracy: the course of the search, for the budget ``"accuracy_drop"``.
+    :param unit: what the losses of ``allocation`` are in, as ``"nats"``; None where that is not known.
     """
 
     settings: Settings
@@ -214,6 +216,7 @@ class Plan:
     memory: Mapping[str, int] = field(default_factory=dict)
     measured_on: Mapping[str, str] | None = None
     accuracy: Accuracy | None = None
+    unit: str | None = None
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Plan:
@@ -238,6 +241,7 @@ class Plan:
             dict(value.get("memory", {})),
             value.get("measured_on"),
             None if accuracy is None else Accuracy.from_json(accuracy),
+            value.get("unit"),
         )
 
     def to_json(self) -> Json:
@@ -248,6 +252,7 @@ class Plan:
             "norm": self.norm,
             "model": {unit: list(change) for unit, change in self.costs.items()},
             "allocation": None if self.allocation is None else dict(self.allocation),
+            **({} if self.unit is None else {"unit": self.unit}),
             "memory": dict(self.memory),
             "layers": {name: layer.to_json() for name, layer in self.layers.items()},
             "skipped": dict(self.skipped),

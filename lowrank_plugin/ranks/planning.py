@@ -28,6 +28,7 @@ def make_plan(
     allocation: Mapping[str, float] | None,
     memory: Mapping[str, int],
     effective_ranks: Mapping[str, float],
+    unit: str | None = None,
 ) -> Plan:
     """Write down the choices.
 
@@ -39,6 +40,7 @@ def make_plan(
     :param allocation: how good the choices under the budget are; None where there is no budget.
     :param memory: see :class:`lowrank_plugin.ranks.plan.Plan`.
     :param effective_ranks: in how many directions each layer's input patches vary, where that is known.
+    :param unit: what the losses of ``allocation`` are in, where that is known.
     """
     layers = {}
     for name, (dense, chosen) in choices.items():
@@ -56,7 +58,8 @@ def make_plan(
         )
     before = {"macs": surveyed.macs, "parameters": surveyed.parameters}
     whole = {unit: Change(cost, cost - _saved(unit, layers.values())) for unit, cost in before.items()}
-    return Plan(settings, norm, whole, layers, dict(surveyed.refusals), allocation, dict(memory))
+    unit = None if allocation is None else unit
+    return Plan(settings, norm, whole, layers, dict(surveyed.refusals), allocation, dict(memory), unit=unit)
 
 
 def _saved(unit: str, layers: Iterable[PlannedLayer]) -> float:

@@ -160,7 +160,7 @@ def assess(options: Options, chosen: Mapping[str, int], budget: float | None) ->
     :param options: for each layer its options, the first of which keeps it dense.
     :param chosen: the index of the option taken for each layer.
     :param budget: what all layers together might cost; None compares with choices that cost no more than this one.
-    :return: ``predicted_loss``, ``lower_bound`` and their difference, ``gap``; in nats where the weights are known.
+    :return: ``predicted_loss``, ``lower_bound`` and their difference, ``gap``; in the unit of the weights.
     """
     loss = total_loss(options, chosen)
     bound = min(relax(options, total_cost(options, chosen) if budget is None else budget).bound, loss)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
@@ -23,8 +22,11 @@ from lowrank_plugin.repair.kronecker import Kronecker
 from lowrank_plugin.support.batches import call, enough, evaluating, split
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.keeping import frozen
-from lowrank_plugin.support.outputs import Loss, Softmax, Values, judged
+from lowrank_plugin.support.losses import Loss, Values
+from lowrank_plugin.support.outputs import AUTO
 from lowrank_plugin.support.progress import SILENT, Steps
+from lowrank_plugin.support.reading import Outputs, Whole, told
+from lowrank_plugin.support.samples import mapped
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,10 @@ LEAST = 64
 
 PROBED = 64
 """Samples that the curvature of a block is estimated from."""
+
+
+Read = Callable[[object], "Tensor | None"]
+"""From what a block returns to the tensor that is wanted of it; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def distill(
     seed: int = 0,
     notebook: Notebook | None = None,
     steps: Steps = SILENT,
+    outputs: Outputs | None = None,
 ) -> Errors:
     """Refit the chains of every block to what the block puts out in the original network.
 
@@ -95,7 +102,8 @@ def distill(
     neither learning rate nor labels. One sample in eight is held out: a block is changed only where that lowers its
     error.
 
-    Afterwards all chains are fitted together to the original's logits, in the same way, by their divergence.
+    Afterwards all chains are fitted together to what the original puts out, in the same way: to logits by their
+    divergence, to values by their squared distance (:mod:`lowrank_plugin.support.outputs`).
 
     >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
     >>> batches, adapters = [torch.randn(64, 8)], manager().registered(LAYER_ADAPTERS)
@@ -112,27 +120,29 @@ def distill(
     :param adapters: the layer adapters by name. Chains with a stage of a kind that none of them can write to
         (:class:`lowrank_hooks.WeightLayout`) are left as they are.
     :param iterations: the most iterations of conjugate gradients for a block.
-    :param network_iterations: the most for the whole network; where its output is no matrix of logits there are none.
+    :param network_iterations: the most for the whole network; where no output of its counts there are none.
     :param seed: of the random probes.
     :param notebook: where what is done is kept, and found again after an interruption; None keeps nothing.
     :param steps: hears of each block, as the step ``"distill"``.
+    :param outputs: what the network's outputs are; None to judge by what they look like.
     :return: the loss of each block (of the network under the empty name) on the held-out samples as a share of what
         constant outputs would cost, before and after.
     :raises CalibrationError: where there are fewer than two samples.
     :raises PlanError: where the notebook cannot be read or written.
     """
     learned, held_out = split(batches, HELD_OUT, BATCH)
+    read = Outputs.of(original, AUTO) if outputs is None else outputs
     blocks = find_blocks(compressed, chains)
     if network_iterations:
         blocks = [*(block for block in blocks if block.name), Block("", tuple(chains))]
     found = notebook.read() if notebook else {}
-    with evaluating(original), evaluating(compressed):
+    with evaluating(original), evaluating(compressed), frozen(original):
         for block in steps.each("distill", "Distilling blocks", blocks, [block.name for block in blocks]):
             if block.name in found:
                 continue
             most = iterations if block.name else network_iterations or iterations
             layers = _layers(block, compressed, adapters)
-            errors = _refit(original, compressed, block, layers, learned, held_out, most, seed)
+            errors = _refit(original, compressed, block, layers, learned, held_out, most, seed, read)
             if errors is not None:
                 found[block.name] = errors
                 logger.info("Block %s: loss %.3g before, %.3g after.", block.name or "(all)", *errors)
@@ -150,28 +160,54 @@ def _refit(
     held_out: Sequence[object],
     iterations: int,
     seed: int,
+    outputs: Outputs,
 ) -> tuple[float, float] | None:
     module = compressed.get_submodule(block.name)
     if not layers:
         logger.info("Block %s is not distilled: no adapter can write to the stages of its chains.", block.name)
         return None
-    held = list(_samples(original, compressed, block.name, held_out))
+    whole = None if block.name else _whole(original, held_out[0], outputs)
+    if not block.name and whole is None:
+        return None
+    loss, read = (Values(), _as_it_is) if whole is None else (whole.loss, whole.of)
+    held = list(_samples(original, compressed, block.name, held_out, read))
     if not held:
         logger.info("Block %s is not distilled: it gives no tensor, or runs unlike the original.", block.name)
         return None
-    whole = not block.name
-    loss = judged(held[0].target).loss(held[0].target) if whole else Values()
-    if whole and not isinstance(loss, Softmax):
-        logger.info("The network as a whole is not distilled: its output is no matrix of logits.")
-        return None
     wanted = enough(learned, math.inf if whole else _wanted(layers, held))
-    samples = list(_samples(original, compressed, block.name, wanted))
+    samples = list(_samples(original, compressed, block.name, wanted, read))
     constant = _constant_cost(samples, held, loss)
     if not constant:
         logger.info("Block %s is not distilled: it puts out the same for all samples.", block.name)
         return None
-    fitted = fit_module(module, layers, samples, held, loss, iterations, seed)
+    try:
+        fitted = fit_module(module, layers, samples, held, loss, iterations, seed, read)
+    except RuntimeError as error:  # checkpoints, for one, and whatever says torch.no_grad
+        logger.warning("Block %s is not distilled: it cannot be differentiated: %s", block.name, error)
+        return None
     return fitted.before / constant, fitted.after / constant
+
+
+def _as_it_is(output: object) -> Tensor | None:
+    return output if isinstance(output, Tensor) else None
+
+
+def _whole(original: nn.Module, batch: object, outputs: Outputs) -> Whole | None:
+    """What the network as a whole is fitted to; None where there is nothing."""
+    if outputs.is_lost:
+        logger.warning(
+            "The network as a whole is not distilled: what its output is was said by a function, which no plan can "
+            "hold. Give it to apply() as output."
+        )
+        return None
+    found: list[object] = []
+    with hooked({original: lambda module, args, kwargs, output: found.append(output)}):
+        call(original, batch)
+    whole = outputs.whole(found[0])
+    if whole is None:
+        reasons = told(outputs.left_out) or "its outputs do not agree on the number of samples"
+        logger.info("The network as a whole is not distilled, because no output says what an error costs: %s.", reasons)
+    return whole
 
 
 def fit_module(
@@ -182,6 +218,7 @@ def fit_module(
     loss: Loss,
     iterations: int,
     seed: int,
+    read: Read = _as_it_is,
 ) -> Minimum:
     """Refit some layers of a module, in place.
 
@@ -192,27 +229,38 @@ def fit_module(
     :param loss: what is lowered.
     :param iterations: the most iterations of conjugate gradients.
     :param seed: of the random probes.
+    :param read: makes the tensor that is wanted of what the forward returns.
     :return: the weights, and the loss on the held-out samples before and after.
     """
-    weights = {
-        f"{name}.{each}": parameter.detach()
+    slots = {
+        f"{name}.{each}": (layer, each)
         for name, (layer, _) in layers.items()
-        for each, parameter in layer.named_parameters(recurse=False)
+        for each, parameter in layer._parameters.items()
+        if parameter is not None
     }
-    frozen = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    weights = {name: layer.get_parameter(each).detach() for name, (layer, each) in slots.items()}
+    buffers = [
+        (each, name, value) for each in module.modules() for name, value in each._buffers.items() if value is not None
+    ]
 
     def function(changed: Parameters, inputs: Any) -> Tensor:
         # copies, because a module may change its inputs in place and these are used again
         args, kwargs = _copied(inputs)
-        output: Tensor = functional_call(module, {**frozen, **changed}, args, kwargs)
+        kept = {(each, name): value.clone() for each, name, value in buffers}
+        with _swapped({**kept, **{slots[name]: value for name, value in changed.items()}}):
+            # not by calling the module: what was recorded is between the hooks that others put on it
+            output = read(module.forward(*args, **kwargs))
+        if output is None:
+            msg = "it puts out other tensors than the original"
+            raise RuntimeError(msg)
         return output
 
     probed = samples[: math.ceil(PROBED / samples[0].target.shape[0])]
-    curvature = Kronecker(function, layers, probed, len(probed) / len(samples), loss, seed)
-    found = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, iterations)
-    for name, (layer, _) in layers.items():
-        for each, parameter in layer.named_parameters(recurse=False):
-            parameter.copy_(found.weights[f"{name}.{each}"])
+    with frozen(module):
+        curvature = Kronecker(function, layers, probed, len(probed) / len(samples), loss, seed)
+        found = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, iterations)
+    for name, (layer, each) in slots.items():
+        layer.get_parameter(each).copy_(found.weights[name])
     return found
 
 
@@ -234,19 +282,22 @@ def _cost_of(constant: Tensor, target: Tensor, loss: Loss) -> float:
 
 @contextmanager
 def _swapped(values: Mapping[tuple[nn.Module, str], Tensor]) -> Iterator[None]:
-    """Have layers compute with other tensors in the place of their parameters.
+    """Have modules compute with other tensors in the place of their parameters and buffers.
 
     Slot by slot and not by name, as :func:`torch.func.functional_call` does it: that loses the parameters of modules
     which go by several names.
+
+    :param values: by module and name in it.
     """
-    own = {(layer, name): layer._parameters[name] for layer, name in values}
+    slots = {slot: slot[0]._parameters if slot[1] in slot[0]._parameters else slot[0]._buffers for slot in values}
+    own = {slot: where[slot[1]] for slot, where in slots.items()}
     try:
-        for (layer, name), value in values.items():
-            layer._parameters[name] = value  # type: ignore[assignment]
+        for slot, where in slots.items():
+            where[slot[1]] = values[slot]  # type: ignore[assignment]
         yield
     finally:
-        for (layer, name), parameter in own.items():
-            layer._parameters[name] = parameter
+        for slot, where in slots.items():
+            where[slot[1]] = own[slot]  # type: ignore[assignment]
 
 
 def _layers(block: Block, model: nn.Module, adapters: Adapters) -> dict[str, tuple[nn.Module, Writable]]:
@@ -263,29 +314,32 @@ def _layers(block: Block, model: nn.Module, adapters: Adapters) -> dict[str, tup
 
 
 def _copied(values: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
+    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
 
 
 class _Enough(BaseException):
     """The calls looked for have been seen; the rest of the network need not run. No error, so that none is reported."""
 
 
-def _samples(original: nn.Module, compressed: nn.Module, name: str, batches: Sequence[object]) -> Iterator[Sample]:
+def _samples(
+    original: nn.Module, compressed: nn.Module, name: str, batches: Sequence[object], read: Read
+) -> Iterator[Sample]:
     """What goes into a block of the compressed network, and what comes out of the original's on the same data."""
     for batch in batches:
-        outputs = _outputs(original, name, batch)
+        outputs = _outputs(original, name, batch, read)
         inputs = _inputs(compressed, name, batch, len(outputs))
         targets = [output for output in outputs if output is not None]
         if len(inputs) == len(outputs) == len(targets):
             yield from (Sample(each, target) for each, target in zip(inputs, targets, strict=True))
 
 
-def _outputs(model: nn.Module, name: str, batch: object) -> list[Tensor | None]:
+def _outputs(model: nn.Module, name: str, batch: object, read: Read) -> list[Tensor | None]:
     """What a block puts out at each call; None where it is no tensor."""
     outputs: list[Tensor | None] = []
 
     def keep(module: nn.Module, args: object, kwargs: object, output: object) -> None:
-        outputs.append(output.clone() if isinstance(output, Tensor) else None)
+        found = read(output)
+        outputs.append(None if found is None else found.clone())
 
     with hooked({model.get_submodule(name): keep}):
         call(model, batch)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lowrank_plugin.errors import LowRankError
+from lowrank_plugin.errors import ConfigurationError, LowRankError
 from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.support import processes
 from lowrank_plugin.support.batches import batch_size, call, enough, evaluating
 from lowrank_plugin.support.hooking import hooked
-from lowrank_plugin.support.outputs import Loss, outputs_of
+from lowrank_plugin.support.keeping import frozen
 from lowrank_plugin.support.progress import SILENT, Steps
+from lowrank_plugin.support.reading import Outputs, told
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,12 @@ def collect_gradients(
     samples: int = SAMPLES,
     seed: int = 0,
     steps: Steps = SILENT,
+    outputs: Outputs | None = None,
 ) -> dict[str, Tensor]:
     r"""The Fisher information of each layer's output: E[g g'], g the log-likelihood's gradient.
 
-    A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2`` nats, if errors at different
-    positions are independent; see :func:`pull_back`.
+    A small error of covariance E in the layer's output costs about ``tr(Gamma E) / 2``, in the unit of the outputs, if
+    errors at different positions are independent; see :func:`pull_back`.
 
     >>> from lowrank_plugin.layers.survey import survey
     >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
@@ -59,6 +61,7 @@ def collect_gradients(
     :param samples: how many samples are used.
     :param seed: seed of the random draws.
     :param steps: hears of each batch, as the step ``"weigh"``.
+    :param outputs: what the model's outputs are; None to judge by what they look like.
     :return: [G, T, T] in float64 by layer name, summed over the positions of a sample and averaged over the samples;
         empty where the model's output cannot be differentiated.
     """
@@ -86,6 +89,7 @@ def collect_gradients(
         seed=seed,
         description="Collecting gradients",
         steps=steps,
+        outputs=outputs,
     )
 
 
@@ -100,13 +104,15 @@ def pull_back(
     description: str,
     steps: Steps,
     after: Callable[[object], None] = lambda batch: None,
+    outputs: Outputs | None = None,
 ) -> dict[str, Tensor]:
     r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
 
     What goes backwards from each output are probes of its loss (:mod:`lowrank_plugin.support.outputs`), so that the
     second moments of gradients are the curvature of the divergence between the model and a perturbed one. From logits
-    that is less noisy than the gradient for a label drawn from their softmax, which has the same second moments. An
-    output that is no matrix of logits is taken as Gaussian with the variance it has over the batch.
+    that is less noisy than the gradient for a label drawn from their softmax, which has the same second moments.
+    Values are taken as Gaussian with the variance that they have over the batch. A batch with no output that counts,
+    as where a detector detects nothing, adds nothing.
 
     :param model: the network; parameters, their gradients, its mode and hooks stay as they are.
     :param watches: who looks, by the names of the layers.
@@ -117,41 +123,36 @@ def pull_back(
     :param description: for the bar.
     :param steps: hears of each batch, as the step ``"weigh"``.
     :param after: called with each batch when its gradients have been shown.
+    :param outputs: what the model's outputs are; None to judge by what they look like.
     :return: the sums of all processes over the number of samples; empty, after a warning, where the model's output
-        cannot be differentiated.
+        cannot be differentiated, or nothing in it counts.
+    :raises ConfigurationError: where what the user says of the outputs does not fit.
     """
     chosen = enough(batches, samples)
     generator = torch.Generator()
+    read = Outputs() if outputs is None else outputs
     taps = {model.get_submodule(name): _tap(watch) for name, watch in watches.items()}
 
     def run() -> None:
         for place, batch in steps.each("weigh", description, processes.share(chosen)):
             # a draw of its own for each batch, whichever process it falls to
             generator.manual_seed(zlib.crc32(f"{seed}/{place}".encode()))
-            _pull(outputs_of(call(_Frozen(model), batch)), generator)
+            _pull(read, call(model, batch), generator)
             after(batch)
 
     try:
-        with evaluating(model), torch.enable_grad(), hooked(taps):
+        with evaluating(model), frozen(model), torch.enable_grad(), hooked(taps):
             processes.together(run)
+    except ConfigurationError:
+        raise
     except (RuntimeError, LowRankError) as error:
         logger.warning("All layers count alike, because the model cannot be differentiated: %s", error)
         return {}
     total = sum(batch_size(batch) for batch in chosen)
     summed = processes.summed(sums, next(model.parameters()).device)
+    if watches and not summed:
+        logger.warning("All layers count alike, because no output says what an error costs: %s.", told(read.left_out))
     return {name: each / total for name, each in summed.items()}
-
-
-class _Frozen(nn.Module):
-    """The model with its parameters cut out of the graph, so that no gradient reaches them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        detached = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        return torch.func.functional_call(self.model, detached, args, kwargs)
 
 
 def _tap(watch: Watch) -> Callable[..., Tensor]:
@@ -170,11 +171,15 @@ def _tap(watch: Watch) -> Callable[..., Tensor]:
     return hook
 
 
-def _pull(outputs: Sequence[tuple[Tensor, Loss]], generator: torch.Generator) -> None:
-    """Send a probe of each output's loss backwards."""
-    moved = [(tensor, loss.probe(tensor.detach(), generator)) for tensor, loss in outputs if tensor.requires_grad]
-    if not moved:
-        msg = "no floating-point output depends on its layers through autograd"
-        raise RuntimeError(msg)
-    tensors, probes = zip(*moved, strict=True)
-    torch.autograd.backward(tensors, probes)
+def _pull(outputs: Outputs, output: object, generator: torch.Generator) -> None:
+    """Send a probe of the loss of each output backwards."""
+    tensors, probes = [], []
+    for leaf in outputs.read(output):
+        if leaf.tensor.requires_grad:
+            outputs.count(leaf)
+            tensors.append(leaf.tensor)
+            probes.append(leaf.loss.probe(leaf.tensor.detach(), generator))
+        else:
+            outputs.left_out[leaf.name] = "it does not depend on the layers through autograd"
+    if tensors:
+        torch.autograd.backward(tensors, probes)

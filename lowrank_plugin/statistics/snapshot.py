@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -22,9 +23,10 @@ from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import file
 from lowrank_plugin.statistics.collection import Observed
 from lowrank_plugin.statistics.gradients import SAMPLES
-from lowrank_plugin.statistics.weighing import Weights, weight_at
+from lowrank_plugin.statistics.weighing import Weighed, Weights, weight_at
 from lowrank_plugin.support.batches import batch_size, enough
 from lowrank_plugin.support.messages import listed
+from lowrank_plugin.support.outputs import AUTO, Described, read_described, written_described
 from lowrank_plugin.support.samples import leaves
 from lowrank_plugin.support.validation import JsonObject
 
@@ -54,7 +56,7 @@ class Statistics:
     :param gradient_samples: how many of them the gradients and costs are from.
     :param data: SHA-256 of the model inputs, one for each run.
     :param example: shapes and dtypes of one model input, as JSON; None where it holds more than tensors.
-    :param origin: seed, positions and versions, as JSON.
+    :param origin: seed, positions, versions, what was said of the outputs, and the unit of the costs, as JSON.
     """
 
     layers: Mapping[str, Observed]
@@ -66,6 +68,29 @@ class Statistics:
     data: tuple[str, ...]
     example: Any = None
     origin: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str | None:
+        """What the costs are in; None where that is not known, as of older files."""
+        unit = self.origin.get("unit")
+        return unit if isinstance(unit, str) else None
+
+    def output_for(self, wanted: Described) -> Described:
+        """What the model's outputs are, where these statistics are used.
+
+        :param wanted: what the user says of them now; ``"auto"`` stands for what was said when these were collected.
+        :raises StatisticsError: where something else was said then.
+        """
+        said = self.origin.get("output", AUTO)
+        if wanted == AUTO:
+            return read_described(said)
+        if written_described(wanted) != said:
+            msg = (
+                f'The statistics were collected with "output": {json.dumps(said)}, and what errors cost depends on it. '
+                f"Now it is {json.dumps(written_described(wanted))}: leave it out, or collect statistics with it."
+            )
+            raise StatisticsError(msg)
+        return wanted
 
     def check(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         """See that these are statistics of a network.
@@ -103,6 +128,9 @@ class Statistics:
         if self.weights != other.weights:
             different = listed(dict(sorted({*self.weights.items()} ^ {*other.weights.items()})))
             msg = f"Statistics of different networks cannot be merged: they differ in the layers {different}."
+            raise StatisticsError(msg)
+        if self.origin.get("output", AUTO) != other.origin.get("output", AUTO):
+            msg = 'Statistics cannot be merged that were collected with different values of "output".'
             raise StatisticsError(msg)
         if twice := set(self.data) & set(other.data):
             msg = f"Both statistics are of the same data (SHA-256 {min(twice)[:12]}...), which would then count twice."
@@ -175,7 +203,7 @@ def summarise(
     layers: Mapping[str, Layer],
     observed: Mapping[str, Observed],
     gradients: Mapping[str, Tensor],
-    costs: Mapping[str, Weights],
+    weighed: Weighed,
     batches: Sequence[object],
     settings: Settings,
 ) -> Statistics:
@@ -185,21 +213,27 @@ def summarise(
     :param layers: its compressible layers.
     :param observed: what was seen of them, by layer name.
     :param gradients: second moments of their output gradients.
-    :param costs: what errors at each of them cost the model.
+    :param weighed: what errors at each of them cost the model.
     :param batches: the model inputs.
-    :param settings: for the seed and the number of positions.
+    :param settings: for the seed, the number of positions, and what the outputs are.
     """
     versions = {name: metadata.version(name) for name in (OWN_DISTRIBUTION, "torch")}
     return Statistics(
         observed,
         {name: digest(layer.adapter.kernel(model.get_submodule(name))) for name, layer in layers.items()},
         gradients,
-        costs,
+        weighed.weights,
         sum(batch_size(batch) for batch in batches),
-        sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients or costs else 0,
+        sum(batch_size(batch) for batch in enough(batches, SAMPLES)) if gradients or weighed.weights else 0,
         (digest(batches),),
         fold(batches[0]),
-        {"seed": settings.seed, "positions": settings.calibration.positions, "versions": versions},
+        {
+            "seed": settings.seed,
+            "positions": settings.calibration.positions,
+            "versions": versions,
+            **({} if settings.output == AUTO else {"output": written_described(settings.output)}),
+            **({} if weighed.unit is None else {"unit": weighed.unit}),
+        },
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -23,6 +24,7 @@ from lowrank_plugin.statistics.problems import as_measured, corrected
 from lowrank_plugin.statistics.vectors import Inputs
 from lowrank_plugin.support.batches import batch_size
 from lowrank_plugin.support.progress import SILENT, Steps
+from lowrank_plugin.support.reading import Outputs
 
 TRIAL_ERRORS = (0.15, 0.3, 0.6)
 """Relative errors of the trials: mild, about what a layer gets when the cost of a network is halved, and harsh."""
@@ -31,7 +33,19 @@ Trial = tuple[nn.Module, float]
 """A chain in the place of a layer, and its relative error."""
 
 Weights = Sequence[tuple[float, float]]
-"""Relative errors of a layer, ascending, each with what an error of that size costs per unit of its square, in nats."""
+"""Relative errors of a layer, ascending, each with what an error of that size costs per unit of its square."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What errors at layers cost the model.
+
+    :param weights: by layer name; empty where that is not known.
+    :param unit: what these costs are in, as ``"nats"``; None where that is not known.
+    """
+
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    unit: str | None = None
 
 
 def weight_at(weights: Weights, error: float) -> float:
@@ -96,8 +110,9 @@ def weigh(
     samples: int = SAMPLES,
     seed: int = 0,
     steps: Steps = SILENT,
+    outputs: Outputs | None = None,
 ) -> dict[str, list[tuple[float, float]]]:
-    r"""What errors at each layer are expected to cost the model, in nats.
+    r"""What errors at each layer are expected to cost the model, in the unit of its outputs.
 
     To second order a change d of a layer's output costs :math:`E[(g\cdot d)^2] / 2`, where g are gradients whose second
     moments are the curvature (see :func:`lowrank_plugin.statistics.gradients.pull_back`). The product runs over
@@ -116,6 +131,8 @@ def weigh(
     :param samples: how many samples are used.
     :param seed: seed of the random draws.
     :param steps: hears of each batch, as the step ``"weigh"``.
+    :param outputs: what the model's outputs are; None to judge by what they look like. Its ``unit`` is that of the
+        costs.
     :return: by layer name, for each trial its error and its cost per squared error, which never falls; empty where the
         model's output cannot be differentiated.
     """
@@ -156,6 +173,7 @@ def weigh(
         description="Weighing layers",
         steps=steps,
         after=after,
+        outputs=outputs,
     )
     return {name: _rising(trials[name], (each / 2).tolist()) for name, each in squares.items()}
 

@@ -31,14 +31,31 @@ def _values(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def key(schema: JsonObject, read: Callable[[Any], Any] = _values, absent: Any = None) -> Json:
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return written(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def key(
+    schema: JsonObject,
+    read: Callable[[Any], Any] = _values,
+    absent: Any = None,
+    write: Callable[[Any], Any] = _plain,
+    later: bool = False,
+) -> Json:
     """The metadata of a field that is a key.
 
     :param schema: JSON schema of the key's value; its ``"description"`` is what messages say was expected.
     :param read: makes the field's value of a valid JSON value; left out, lists become tuples.
     :param absent: the JSON value that a field's None is written as.
+    :param write: makes the JSON value of any other.
+    :param later: whether earlier versions do not know the key: it is written only where it is not the default, so that
+        they read what makes no use of it.
     """
-    return {"schema": schema, "read": read, "absent": absent}
+    return {"schema": schema, "read": read, "absent": absent, "write": write, "later": later}
 
 
 def schema_of(section: type[Any]) -> Json:
@@ -66,19 +83,14 @@ def read(section: type[T], value: JsonObject) -> T:
 
 
 def written(section: Any) -> Json:
-    """The JSON object of a dataclass, with nothing left to defaults.
+    """The JSON object of a dataclass, with nothing left to defaults but keys that came later.
 
     :param section: the dataclass's value.
     """
     return {
-        each.name: each.metadata["absent"] if (value := getattr(section, each.name)) is None else _plain(value)
+        each.name: each.metadata["absent"]
+        if (value := getattr(section, each.name)) is None
+        else each.metadata["write"](value)
         for each in fields(section)
+        if not (each.metadata["later"] and getattr(section, each.name) == each.default)
     }
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return written(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -1,189 +1,69 @@
 # Copyright (c) 2026 the lowrank-plugin authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the output of a model is: logits or plain values, and so what a change of it costs.
+r"""What the outputs of a model are, and so what a change of them costs.
 
 Everything that weighs layers, turns norms towards the output, or refits a network to the outputs of another asks here.
-Another kind of output is another :class:`Loss` in :data:`KINDS`.
+
+**Names.** An output is a tensor somewhere in what the model returns. It goes by its path there, as ``logits``, ``0`` or
+``aux.1`` (fields of dataclasses and named tuples, keys of mappings, places in tuples and lists), or, where no path
+fits, by its number among all tensors. A part of a path, such as ``aux``, stands for all outputs in it.
+
+**What users say.** ``{"kind": "softmax", "axis": 1}`` of all outputs, or a mapping from names to that or ``"ignore"``:
+
+===========  ===========================================================================================================
+kind         what it is; what a change costs
+===========  ===========================================================================================================
+``softmax``  logits or probabilities of one class of many, along the axis; KL divergence, in nats
+``sigmoid``  logits (with ``"probabilities": true`` probabilities) of independent answers; KL divergence, in nats
+``values``   anything else; squared error over the variance of the values, a mean over those of a sample
+===========  ===========================================================================================================
+
+Divergences are means over the places of a sample, such as tokens or pixels, and sums over the answers at a place.
+Losses of several outputs are added up.
+
+**What is made of an output that nothing is said of** (``"auto"``), the first that fits:
+
+- left out: what is not floating-point, has no axis or no entry; what is called ``loss`` or ``..._loss``, caches and
+  what goes on inside (:data:`INSIDE`), where there is anything else; values that are all the same; and for gradients
+  what does not depend on the layers;
+- softmax: what is called ``logits`` or ``..._logits``; along the last axis of three, otherwise along axis 1;
+- values: what stands in a list of mappings, as detections do, image by image;
+- softmax along axis 1: a matrix [B, C] of more than one column. Regression of several numbers looks the same: say
+  ``values``. So do the logits of labels that do not exclude one another, and what a sigmoid puts out: say ``sigmoid``;
+- softmax along the last axis: [B, N, V], where V words have an embedding and a linear layer puts out as many;
+- softmax along the last axis or axis 1: what is nowhere negative and sums to 1 there;
+- values: the rest. Segmentation [B, C, H, W] looks like an image: say ``softmax``.
+
+Where a softmax has been applied already, as is seen from sums of 1, the logarithm is taken first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 from lowrank_plugin.errors import ConfigurationError
+from lowrank_plugin.support.given import LossFunction
+from lowrank_plugin.support.losses import Loss, Sigmoid, Softmax, Values
 from lowrank_plugin.support.messages import suggestion
 
-
-class Loss(Protocol):
-    """A loss, summed over a batch, that is convex in the output, and least where the output is the target.
-
-    Its second derivative there is the Fisher information of the distribution that the output stands for.
-    """
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, in nats."""
-        ...
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """Its gradient in the output, of the shape of the output."""
-        ...
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """Its second derivative in the output, times a tangent of the shape of the output."""
-        ...
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """A random tensor of the shape of the output whose second moments are the second derivative.
-
-        Of all such tensors one that varies little, to be averaged over few samples.
-        """
-        ...
-
-    def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """The slope for a target drawn from the distribution that the output stands for; the same second moments."""
-        ...
-
-
-@dataclass(frozen=True)
-class Values:
-    """Half of the squared distance to the target: the output is the mean of a Gaussian.
-
-    >>> Values().value(torch.tensor([3.0]), torch.tensor([1.0]))
-    tensor(2.)
-
-    :param scale: what distances are multiplied by: one over the Gaussian's standard deviation.
-    """
-
-    scale: float | Tensor = 1.0
-
-    @classmethod
-    def spread_as(cls, output: Tensor) -> Values:
-        """Relative to how much values vary over a batch, and as a mean over the values of a sample.
-
-        >>> values = Values.spread_as(torch.tensor([[1.0, 1.0], [5.0, 5.0]]))
-        >>> round(float(values.value(torch.tensor([[3.0, 3.0]]), torch.tensor([[1.0, 1.0]])) ), 6)
-        0.5
-
-        :param output: [B, ...], float32.
-        """
-        spread = output.detach().std(correction=0).clamp_min(torch.finfo(output.dtype).tiny)
-        return cls(spread.new_ones(()) / max(1, output[0].numel() if output.dim() else 1) ** 0.5 / spread)
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """Half of the squared distance, a scalar."""
-        return (self.scale * (output - target)).square().sum() / 2
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """The difference."""
-        return self.scale**2 * (output - target)
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """The tangent itself, scaled."""
-        return self.scale**2 * tangent
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Independent normal numbers."""
-        return torch.randn(output.shape, generator=generator).to(output) * self.scale
-
-    def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """The same: targets are drawn around the output."""
-        return self.probe(output, generator)
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """Kullback-Leibler divergence of the output's softmax from that of the target; both are logits.
-
-    >>> logits = torch.tensor([[1.0, 2.0]])
-    >>> float(Softmax().value(logits, logits))
-    0.0
-
-    :param axis: of the classes; there is one distribution for every place on the other axes.
-    """
-
-    axis: int = 1
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """KL(target || output) in nats, summed over all distributions: a scalar."""
-        mine, wanted = output.log_softmax(self.axis), target.log_softmax(self.axis)
-        return F.kl_div(mine, wanted, log_target=True, reduction="sum")
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """The difference of the probabilities."""
-        return output.softmax(self.axis) - target.softmax(self.axis)
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """(diag(p) - p p') times the tangent."""
-        probabilities = output.softmax(self.axis)
-        weighted = probabilities * tangent
-        return weighted - probabilities * weighted.sum(self.axis, keepdim=True)
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        r"""Random signs times a root of the curvature, :math:`S S^T = diag(p) - p p^T` with :math:`S = (1 - p 1^T)
-        diag(p)^{1/2}`."""
-        probabilities = output.softmax(self.axis)
-        rooted = probabilities.sqrt() * _signs(output, generator)
-        return rooted - probabilities * rooted.sum(self.axis, keepdim=True)
-
-    def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """The slope for labels drawn from the output's own softmax."""
-        probabilities = output.softmax(self.axis).movedim(self.axis, -1)
-        flat = probabilities.flatten(0, -2).cpu()
-        labels = torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1]).to(output.device)
-        return (probabilities - F.one_hot(labels, probabilities.shape[-1])).movedim(-1, self.axis)
-
-
-@dataclass(frozen=True)
-class Sigmoid:
-    """Kullback-Leibler divergence of independent yes-or-no answers; outputs are the logits of yes.
-
-    >>> logits = torch.tensor([[0.0, 3.0]])
-    >>> float(Sigmoid().value(logits, logits)), Sigmoid().slope(logits, torch.zeros(1, 2))[0, 0]
-    (0.0, tensor(0.))
-    """
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """KL(target || output) in nats, summed over all answers: a scalar."""
-        yes = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(output))
-        no = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-output))
-        return (yes + no).sum()
-
-    def slope(self, output: Tensor, target: Tensor) -> Tensor:
-        """The difference of the probabilities."""
-        return output.sigmoid() - target.sigmoid()
-
-    def curvature(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """The variance of each answer times the tangent."""
-        return output.sigmoid() * (-output).sigmoid() * tangent
-
-    def probe(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """A random sign times the standard deviation of each answer."""
-        return (output.sigmoid() * (-output).sigmoid()).sqrt() * _signs(output, generator)
-
-    def drawn(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """The slope for answers drawn from the output's own probabilities."""
-        probabilities = output.sigmoid()
-        return probabilities - torch.bernoulli(probabilities.cpu(), generator=generator).to(output)
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(2, like.shape, generator=generator).to(like) * 2 - 1
-
-
 KINDS: dict[str, Callable[[Tensor, int], Loss]] = {
-    "softmax": lambda output, axis: Softmax(axis),
-    "sigmoid": lambda output, axis: Sigmoid(),
+    "softmax": Softmax.per_place,
+    "sigmoid": Sigmoid.per_place,
     "values": lambda output, axis: Values.spread_as(output),
 }
 """For each kind of output what makes its loss from one output and the axis of its classes."""
+
+INSIDE = ("past_key_values", "cache_params", "mems", "hidden_states", "attentions")
+"""Ends of the names by which Hugging Face models return what is no output but goes on inside of them."""
+
+AUTO, CALLABLE, IGNORE = "auto", "callable", "ignore"
 
 
 @dataclass(frozen=True)
@@ -192,16 +72,17 @@ class Output:
 
     >>> segmentation = Output("softmax", axis=1)
     >>> segmentation.loss(torch.zeros(2, 5, 8, 8))
-    Softmax(axis=1)
+    Softmax(axis=1, share=0.015625)
 
-    :param kind: one of :data:`KINDS`: ``"softmax"`` for the logits of one class of many, ``"sigmoid"`` for those of
-        independent yes-or-no answers, ``"values"`` for anything else.
-    :param axis: of the classes; only ``"softmax"`` asks for it.
+    :param kind: one of :data:`KINDS`, see above.
+    :param axis: of the classes, or of the answers of one place; values have none.
+    :param probabilities: whether a sigmoid has been applied already; of a softmax it is seen.
     :raises ConfigurationError: where there is no such kind.
     """
 
     kind: str
     axis: int = 1
+    probabilities: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -220,32 +101,114 @@ class Output:
             raise ConfigurationError(msg)
         return KINDS[self.kind](output, self.axis)
 
+    def logits(self, output: Tensor) -> Tensor:
+        """The output, or its logits where it is of probabilities.
 
-def judged(output: Tensor) -> Output:
-    """What an output that nothing is said of is taken for: a matrix for logits, anything else for values.
+        >>> Output("softmax").logits(torch.tensor([[0.25, 0.75]])).exp()
+        tensor([[0.2500, 0.7500]])
+
+        :param output: such an output.
+        :raises ConfigurationError: where probabilities are promised and it is outside of 0 and 1.
+        """
+        if self.kind == "softmax" and are_probabilities(output, self.axis):
+            return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+        if self.kind == "sigmoid" and self.probabilities:
+            if not bool(((output >= 0) & (output <= 1)).all()):
+                msg = 'The output is said to be of "probabilities", but goes beyond 0 and 1: they are logits.'
+                raise ConfigurationError(msg)
+            return output.logit(torch.finfo(output.dtype).eps)
+        return output
+
+
+Described: TypeAlias = "str | Output | Mapping[str, Output | None] | LossFunction"
+"""What a user says of outputs: ``"auto"``, one kind for all, kinds by name (None: to be ignored), or a loss of all of
+them together; ``"callable"`` where it was a function that could not be written down."""
+
+
+def read_described(value: Any) -> Described:
+    """Read what users write under ``"output"``.
+
+    >>> read_described({"logits": {"kind": "softmax"}, "aux": "ignore"})
+    {'logits': Output(kind='softmax', axis=1, probabilities=False), 'aux': None}
+
+    :param value: a JSON value that fits the schema, or a function.
+    :raises ConfigurationError: where there is no such kind.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(value.get("kind"), str) and value["kind"] != IGNORE:
+        return Output(**value)
+    return {str(name): Output(**each) if isinstance(each, Mapping) else None for name, each in value.items()}
+
+
+def written_described(described: Described) -> Any:
+    """Write it down as JSON; of a function only that it was one.
+
+    >>> written_described(Output("softmax", -1)), written_described(lambda output, reference: 0)
+    ({'kind': 'softmax', 'axis': -1}, 'callable')
+
+    :param described: what a user said.
+    """
+    if isinstance(described, Output):
+        more = {"probabilities": True} if described.probabilities else {}
+        return {"kind": described.kind, "axis": described.axis, **more}
+    if isinstance(described, Mapping):
+        return {name: IGNORE if each is None else written_described(each) for name, each in described.items()}
+    return CALLABLE if callable(described) else described
+
+
+def are_probabilities(output: Tensor, axis: int) -> bool:
+    """Whether nothing is negative and all sums along an axis are 1, as after a softmax.
+
+    >>> are_probabilities(torch.tensor([[0.25, 0.75]]), axis=1), are_probabilities(torch.tensor([[0.5, 0.75]]), axis=1)
+    (True, False)
+
+    :param output: floating-point.
+    :param axis: of the classes.
+    """
+    values = output.detach()
+    if not -values.dim() <= axis < values.dim() or values.shape[axis] < 2 or not bool((values >= 0).all()):
+        return False
+    # half precision was added up before it came here
+    return bool(((values.float().sum(axis) - 1).abs() < 1e-4).all())
+
+
+def vocabulary(model: nn.Module) -> int:
+    """How many words a language model tells apart: as many have an embedding as a linear layer puts out; 0 for none.
+
+    >>> vocabulary(nn.Sequential(nn.Embedding(100, 16), nn.Linear(16, 100)))
+    100
+
+    :param model: the network.
+    """
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+    largest = max(tables, key=lambda each: each.num_embeddings, default=None)
+    if largest is None or largest.num_embeddings == largest.embedding_dim:
+        return 0
+    heads = (each.out_features for each in model.modules() if isinstance(each, nn.Linear))
+    return largest.num_embeddings if largest.num_embeddings in heads else 0
+
+
+def judged(output: Tensor, name: str = "", words: int = 0) -> Output:
+    """What an output that nothing is said of is taken for, see above.
 
     >>> judged(torch.zeros(8, 10)).kind, judged(torch.zeros(8, 1)).kind, judged(torch.zeros(8, 10, 7, 7)).kind
     ('softmax', 'values', 'values')
+    >>> judged(torch.zeros(8, 10, 7, 7), "logits"), judged(torch.zeros(8, 20, 100), words=100).axis
+    (Output(kind='softmax', axis=1, probabilities=False), -1)
 
     :param output: [B, ...].
+    :param name: its name.
+    :param words: how many words the model tells apart, if it is a language model.
     """
-    return Output("softmax" if output.dim() == 2 and output.shape[1] > 1 else "values")
-
-
-def outputs_of(output: object, described: Output | None = None) -> list[tuple[Tensor, Loss]]:
-    """The floating-point tensors that a model puts out, in float32, each with what a change of it costs.
-
-    >>> [(tensor, loss)] = outputs_of({"logits": torch.zeros(8, 10), "lengths": torch.ones(8, dtype=torch.long)})
-    >>> tensor.shape, loss
-    (torch.Size([8, 10]), Softmax(axis=1))
-
-    :param output: what the model returned, any nesting of tuples, lists and dicts.
-    :param described: what its tensors are; None to judge each by its shape.
-    :raises ConfigurationError: where a tensor has not the axis that is described.
-    """
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    found = []
-    for leaf in leaves:
-        tensor = leaf.float()
-        found.append((tensor, (described or judged(tensor)).loss(tensor)))
-    return found
+    last, axis = name.rpartition(".")[2], -1 if output.dim() == 3 else 1
+    if output.dim() > 1 and (last == "logits" or last.endswith("_logits")) and output.shape[axis] > 1:
+        return Output("softmax", axis)
+    if re.search(r"(^|\.)\d+\.[^.]*\D", name):
+        return Output("values")
+    if output.dim() == 2:
+        return Output("softmax" if output.shape[1] > 1 else "values")
+    if output.dim() == 3 and output.shape[2] == words:
+        return Output("softmax", -1)
+    found = [each for each in (-1, 1) if output.dim() > 2 and are_probabilities(output, each)]
+    return Output("softmax", found[0]) if found else Output("values")

@@ -72,9 +72,16 @@ class Row:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def verdict(self) -> str:
+        """One of ``"right"``, ``"wrong"``, and ``"left alone"`` where nothing was compressed."""
+        if self.wrong:
+            return "wrong"
+        return "right" if self.layers else "left alone"
+
     def to_json(self) -> dict[str, Any]:
         """A JSON value."""
-        return asdict(self)
+        return {**asdict(self), "verdict": self.verdict}
 
 
 def row_of(network: Network, widest: int | None = None) -> Row:
@@ -142,12 +149,13 @@ class _Check:
                 continue
             self._row.macs["asked"] = share
             self._row.seconds["compression"] = round(time.process_time() - start, 1)
-            self._tell(small)
+            self._tell(lowrank_plugin.report(small).to_dict())
             return small
+        section = {**SECTION, "budget": {"error": 0.5}, "ignored_scopes": self._ignored, **self._network.section}
+        self._tell(lowrank_plugin.plan(self._model, [self._batch], **section) | {"layers": {}})
         return None
 
-    def _tell(self, small: nn.Module) -> None:
-        told = lowrank_plugin.report(small).to_dict()
+    def _tell(self, told: Mapping[str, Any]) -> None:
         chains = [name for name, layer in told["layers"].items() if layer["rank"]]
         dense = [layer["status"] for layer in told["layers"].values() if not layer["rank"]]
         skipped = [reason for name, reason in told["skipped"].items() if name not in self._ignored]

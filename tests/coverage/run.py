@@ -19,6 +19,7 @@ import platform
 import resource
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -58,18 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         and (not options.only or each.name in options.only)
         and not (options.missing and (each.family, each.name) in known)
     ]
-    wrong = 0
+    verdicts: Counter[str] = Counter()
     for place, network in enumerate(asked):
         row = _apart(planned.index(network), options)
         row["date"], row["versions"] = f"{datetime.now(timezone.utc):%Y-%m-%d}", _versions()
         known[network.family, network.name] = row
-        wrong += bool(row["wrong"])
-        verdict = f"WRONG: {'; '.join(row['wrong'])}" if row["wrong"] else "right"
-        print(f"{place + 1}/{len(asked)} {network.family}: {network.name} ({row['seconds'].get('row')} s) {verdict}")
+        verdicts[row["verdict"]] += 1
+        told = "; ".join([row["verdict"], *row["wrong"]])
+        print(f"{place + 1}/{len(asked)} {network.family}: {network.name} ({row['seconds'].get('row')} s) {told}")
         sys.stdout.flush()
         _write(options, [known[key] for each in planned if (key := (each.family, each.name)) in known], planned)
-    print(f"{len(asked)} rows run, {len(asked) - wrong} right, {wrong} wrong.")
-    return min(wrong, 100)
+    print(f"{len(asked)} rows run: {dict(verdicts)}.")
+    return min(verdicts["wrong"], 100)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,11 +35,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], planned: Sequence[tuple[str, str
     :param rows: as JSON values.
     :param planned: family and name of every network of the table.
     """
-    wrong = sum(bool(row["wrong"]) for row in rows)
+    verdicts = Counter(row["verdict"] for row in rows)
     parts = [
         _INTRODUCTION,
-        f"**{len(rows)} of {len(planned)} planned rows were run: {len(rows) - wrong} are right, {wrong} are not.** "
-        f"{_when(rows)}\n",
+        f"**{len(rows)} of {len(planned)} planned rows were run: {verdicts['right']} are right, "
+        f"{verdicts['wrong']} are wrong, and in {verdicts['left alone']} nothing was compressed.** {_when(rows)}\n",
     ]
     for family in dict.fromkeys(family for family, _ in planned):
         of_family = [row for row in rows if row["family"] == family]
@@ -73,7 +74,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     remarks = [f"**{each}**" for each in row["wrong"]] + row["notes"]
     return (
         row["name"],
-        "**wrong**" if row["wrong"] else "right",
+        f"**{row['verdict']}**" if row["wrong"] else row["verdict"],
         "-" if row["layers"] is None else f"{row['layers']} of {row['layers'] + left}",
         _share(row["macs"]),
         _share(row["parameters"]),

@@ -16,7 +16,7 @@ from torch import nn
 _WIDTHS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 _PICTURES = {"image_size": 32, "patch_size": 8}
 _STAGES = {"depths": [1, 1, 1, 1]}
-_AUDIO: dict[str, Any] = {
+_FILTERS = {
     "conv_dim": [32, 32],
     "conv_stride": [4, 4],
     "conv_kernel": [8, 4],

@@ -13,9 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+LATER = ("unit",)
+"""Keys that files of version 0.1.0 have not."""
+
 
 def form(value: Any) -> Any:
-    """Keys and types of a JSON value; of a list, which forms there are.
+    """Keys and types of a JSON value, without keys that came later; of a list, which forms there are.
 
     >>> form({"rank": [3, 4], "error": 0.5})
     {'rank': ['"int"'], 'error': 'float'}
@@ -23,7 +26,7 @@ def form(value: Any) -> Any:
     :param value: the JSON value.
     """
     if isinstance(value, dict):
-        return {key: form(each) for key, each in value.items()}
+        return {key: form(each) for key, each in value.items() if key not in LATER}
     if isinstance(value, list):
         return sorted({json.dumps(form(each), sort_keys=True) for each in value})
     return type(value).__name__

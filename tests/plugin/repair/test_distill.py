@@ -24,7 +24,7 @@ from lowrank_plugin.repair.distill import find_blocks
 from lowrank_plugin.repair.gauss_newton import Sample, minimise
 from lowrank_plugin.repair.kronecker import DAMPING, Kronecker
 from lowrank_plugin.solvers.cp.sensitivity import Factors, rescale, sensitivity
-from lowrank_plugin.support.outputs import Values
+from lowrank_plugin.support.losses import Values
 
 SECTION: dict[str, Any] = {"budget": {"macs": 0.5}, "rank_multiple": 1}
 
