@@ -21,7 +21,7 @@ QUICK = {
     "resnet18",
     "regnet_x_400mf",
     "lraspp_mobilenet_v3_large",
-    "raft_small",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
 }
 
 _CLASSIFICATION = """
@@ -130,7 +130,7 @@ def rows() -> Iterator[Network]:
     for name, (frames, size) in VIDEO.items():
         yield Network("torchvision, video", name, make(name), _clips(frames, size))
     for name in ("raft_small", "raft_large"):
-        yield Network("torchvision, optical flow", name, make(name), _two_pictures, quick=name in QUICK)
+        yield Network("torchvision, optical flow", name, make(name), _two_pictures)
 
 
 def _make(name: str, **settings: Any) -> nn.Module:
