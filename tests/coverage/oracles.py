@@ -93,11 +93,17 @@ def macs(model: nn.Module, batch: Any) -> float:
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    # the counter's hooks fail on views of parameters that are made without gradients
+    learned = [each for each in model.parameters() if each.requires_grad]
+    for each in learned:
+        each.requires_grad_(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             called(model, batch)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for each in learned:
+            each.requires_grad_(True)
     return counter.get_total_flops() / 2
 
 

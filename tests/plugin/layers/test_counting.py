@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank_plugin.layers.counting import counting
@@ -202,3 +202,31 @@ def test_published_networks(name, published):
     network = getattr(models, name)(weights=None).eval()
     found = macs(network, torch.randn(1, 3, 224, 224)) / 1e9
     assert abs(found - published) <= max(0.005 * published, 0.005)
+
+
+class PassesOnAView(nn.Module):
+    """A class token, as transformers of images have it, passed on beside the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.joined = Joined()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.joined((x, self.token.expand(len(x), -1, -1)))
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return self.linear(torch.cat(pair, 1))
+
+
+def test_a_view_of_a_parameter_may_be_passed_on_without_gradients() -> None:
+    with counting() as macs, torch.no_grad():
+        PassesOnAView()(torch.zeros(2, 5, 4))
+
+    assert macs() == 2 * 6 * 4 * 3
