@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
@@ -183,7 +184,7 @@ def _refit(
     try:
         fitted = fit_module(module, layers, samples, held, loss, iterations, seed, read)
     except RuntimeError as error:  # checkpoints, for one, and whatever says torch.no_grad
-        logger.warning("Block %s is not distilled: it cannot be differentiated: %s", block.name, error)
+        logger.warning("Block %s is not distilled: it cannot be differentiated: %s", block.name or "(all)", error)
         return None
     return fitted.before / constant, fitted.after / constant
 
@@ -256,7 +257,8 @@ def fit_module(
         return output
 
     probed = samples[: math.ceil(PROBED / samples[0].target.shape[0])]
-    with frozen(module):
+    # the fused kernels of attention cannot be differentiated forwards
+    with frozen(module), sdpa_kernel(SDPBackend.MATH):
         curvature = Kronecker(function, layers, probed, len(probed) / len(samples), loss, seed)
         found = minimise(function, weights, samples, held_out, loss, curvature.solve, curvature.damping, iterations)
     for name, (layer, each) in slots.items():

@@ -207,6 +207,29 @@ def test_one_value_is_distilled_as_a_whole(data, output):
     assert after < before
 
 
+class Attention(nn.Module):
+    """Logits of words, through one fused kernel of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.mixed, self.head = nn.Embedding(50, 32), nn.Linear(32, 96), nn.Linear(32, 50)
+
+    def forward(self, x):
+        query, key, value = self.mixed(self.words(x)).unflatten(2, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.head(attended.transpose(1, 2).flatten(2))
+
+
+def test_logits_of_words_are_distilled_through_attention():
+    batches = list(torch.randint(50, (64, 12), generator=torch.Generator().manual_seed(0)).split(16))
+    section = {**SECTION, "distillation": {"steps": 1, "network_steps": 4}}
+    told = lowrank_plugin.report(lowrank_plugin.decompose(Attention(), batches, repair="distill", **section)).to_dict()
+    assert told["unit"] == "nats"
+    before, after = told["distilled"][""]
+    assert after < before
+
+
 def test_a_function_is_asked_for_again_by_the_plan(data, caplog):
     def distance(output, reference):
         return (output - reference).square().mean(dim=1)
