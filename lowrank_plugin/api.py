@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import nn
 from typing_extensions import Unpack
 
+from lowrank_plugin.data.batches import take_batches
 from lowrank_plugin.flow.choosing import choose
 from lowrank_plugin.flow.compressing import compress
 from lowrank_plugin.flow.meter import meter_of
@@ -19,12 +20,11 @@ from lowrank_plugin.flow.sources import FromData, Source
 from lowrank_plugin.flow.starting import source_of, start, summary
 from lowrank_plugin.flow.subject import Subject
 from lowrank_plugin.layers.eager import check_eager
+from lowrank_plugin.outputs.given import LossFunction
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.ranks.plan import Plan
 from lowrank_plugin.settings import Section, Settings
 from lowrank_plugin.statistics import Statistics
-from lowrank_plugin.support.batches import take_batches
-from lowrank_plugin.support.given import LossFunction
 from lowrank_plugin.support.keeping import undisturbed
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
 from lowrank_plugin.support.validation import Json, JsonObject

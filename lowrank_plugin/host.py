@@ -5,6 +5,7 @@
 
 from lowrank_plugin.chains.record import RECORD
 from lowrank_plugin.chains.report import Report
+from lowrank_plugin.data.inputs import is_one_shot
 from lowrank_plugin.flow.search import ValidationFunction, judge_of
 from lowrank_plugin.int8.rounding import Grid, round_weights
 from lowrank_plugin.layers.kinds import writable
@@ -13,7 +14,6 @@ from lowrank_plugin.layers.scopes import matches
 from lowrank_plugin.ranks.budgets import needs_validation
 from lowrank_plugin.settings import SCHEMA, Calibration, Settings, listed_scopes
 from lowrank_plugin.support.files import read_whole, write_whole
-from lowrank_plugin.support.inputs import is_one_shot
 from lowrank_plugin.support.messages import listed, suggestion
 from lowrank_plugin.support.progress import Progress, no_progress
 from lowrank_plugin.support.validation import Json, JsonObject, validate

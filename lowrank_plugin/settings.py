@@ -11,9 +11,9 @@ from typing import Literal, TypedDict
 
 from lowrank_hooks import NORMS
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.support.given import LossFunction
+from lowrank_plugin.outputs.given import LossFunction
+from lowrank_plugin.outputs.kinds import AUTO, CALLABLE, IGNORE, KINDS, Described, read_described, written_described
 from lowrank_plugin.support.keys import key, read, schema_of, written
-from lowrank_plugin.support.outputs import AUTO, CALLABLE, IGNORE, KINDS, Described, read_described, written_described
 from lowrank_plugin.support.validation import Json, JsonObject, validate
 
 _COUNT = {"type": "integer", "minimum": 1}
@@ -361,7 +361,7 @@ class DistillationSection(TypedDict, total=False):
 
 
 class OutputSection(TypedDict, total=False):
-    """What users may write under ``"output"`` of an output, see :class:`lowrank_plugin.support.outputs.Output`."""
+    """What users may write under ``"output"`` of an output, see :class:`lowrank_plugin.outputs.kinds.Output`."""
 
     kind: Literal["softmax", "sigmoid", "values"]
     axis: int

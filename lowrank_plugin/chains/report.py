@@ -15,9 +15,9 @@ from rich.table import Table
 from torch import nn
 
 from lowrank_plugin.chains.record import Measured, Record, record_of
+from lowrank_plugin.outputs.losses import NATS
 from lowrank_plugin.ranks.plan import Change
 from lowrank_plugin.ranks.proposals import DENSE
-from lowrank_plugin.support.losses import NATS
 from lowrank_plugin.support.validation import Json
 
 _UNITS = {"latency": "latency in milliseconds"}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_plugin.costs.stopwatch import LAYER_SECONDS, in_bursts, interleaved, processor
+from lowrank_plugin.data.batches import ready, run
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.support.batches import ready, run
 from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.messages import suggestion
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import CostContext, Factorization, Stage, StageShape
+from lowrank_plugin.data.batches import call, evaluating
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.layers.survey import Layer, layer_input
-from lowrank_plugin.support.batches import call, evaluating
 from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.hooking import hooked
 

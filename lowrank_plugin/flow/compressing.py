@@ -18,20 +18,20 @@ from lowrank_hooks import Rank
 from lowrank_plugin.chains.fitting import Fitted, fit
 from lowrank_plugin.chains.record import RECORD, Record, attach, record_of
 from lowrank_plugin.chains.recording import make_record
+from lowrank_plugin.data.batches import evaluating
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.flow.problems import Problems
 from lowrank_plugin.flow.subject import Subject, refuse
 from lowrank_plugin.layers.replacement import make_chain, replace
+from lowrank_plugin.outputs.kinds import AUTO, written_described
+from lowrank_plugin.outputs.reading import Outputs
 from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS
 from lowrank_plugin.ranks.plan import Plan
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
 from lowrank_plugin.repair.distill import distill
 from lowrank_plugin.repair.moments import match_moments
 from lowrank_plugin.statistics.snapshot import digest
-from lowrank_plugin.support.batches import evaluating
 from lowrank_plugin.support.copying import copied
-from lowrank_plugin.support.outputs import AUTO, written_described
-from lowrank_plugin.support.reading import Outputs
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lowrank_plugin.errors import CalibrationError
 from lowrank_plugin.flow.subject import Subject
 from lowrank_plugin.layers.survey import Layer
+from lowrank_plugin.outputs.reading import Outputs
 from lowrank_plugin.statistics import Statistics, passes
 from lowrank_plugin.statistics.collection import Observed, collect, warn_of_few
 from lowrank_plugin.statistics.exchange import combined
@@ -23,7 +24,6 @@ from lowrank_plugin.statistics.gradients import collect_gradients
 from lowrank_plugin.statistics.moments import ChannelStatistics
 from lowrank_plugin.statistics.weighing import Trial, Weighed, weigh
 from lowrank_plugin.support import processes
-from lowrank_plugin.support.reading import Outputs
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lowrank_hooks import StepEvent
 from lowrank_plugin.chains.stages import inner_stages
+from lowrank_plugin.data.batches import one_sample, take_batches, take_example
 from lowrank_plugin.errors import ConfigurationError, LowRankError
 from lowrank_plugin.flow.choosing import weights_of
 from lowrank_plugin.flow.problems import look
@@ -26,7 +27,6 @@ from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.statistics.norms import norm_of
 from lowrank_plugin.statistics.snapshot import summarise
-from lowrank_plugin.support.batches import one_sample, take_batches, take_example
 from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.progress import Steps
 

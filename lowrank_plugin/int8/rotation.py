@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lowrank_plugin.chains.record import record_of
+from lowrank_plugin.data.batches import call, evaluating, take_batches
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
-from lowrank_plugin.support.batches import call, evaluating, take_batches
 from lowrank_plugin.support.copying import copied
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.progress import Progress, Steps, no_progress

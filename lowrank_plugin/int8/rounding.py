@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowrank_plugin.data.batches import take_batches
 from lowrank_plugin.layers.kinds import Writable, writable
 from lowrank_plugin.layers.survey import called_layers
 from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
@@ -21,7 +22,6 @@ from lowrank_plugin.statistics.moments import outer
 from lowrank_plugin.statistics.norms import shrinkage
 from lowrank_plugin.statistics.passes import GIGABYTE, collect_in_passes, divide
 from lowrank_plugin.statistics.vectors import Inputs
-from lowrank_plugin.support.batches import take_batches
 from lowrank_plugin.support.progress import Progress, Steps, no_progress
 
 logger = logging.getLogger(__name__)

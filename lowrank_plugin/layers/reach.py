@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from lowrank_plugin.data.batches import call, evaluating
 from lowrank_plugin.errors import LowRankError
 from lowrank_plugin.layers.replacement import exchange
 from lowrank_plugin.layers.survey import Layer
-from lowrank_plugin.support.batches import call, evaluating
 
 PAST = "it is reached past the module tree (a closure or a bound method), where nothing can be put in its place"
 

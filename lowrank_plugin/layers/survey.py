@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lowrank_hooks import KernelShape, LayerAdapter, StageShape
+from lowrank_plugin.data.batches import batch_size, call, evaluating
 from lowrank_plugin.layers.counting import counting
 from lowrank_plugin.layers.eager import check_eager, check_initialised
 from lowrank_plugin.layers.holders import holders, names_of, parameters_of
@@ -23,7 +24,6 @@ from lowrank_plugin.layers.refusals import adapters_around, locked, of_another_c
 from lowrank_plugin.layers.scopes import check_scopes
 from lowrank_plugin.layers.subclasses import known_base
 from lowrank_plugin.settings import Settings
-from lowrank_plugin.support.batches import batch_size, call, evaluating
 
 logger = logging.getLogger(__name__)
 

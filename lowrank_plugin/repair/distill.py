@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lowrank_plugin.data.batches import call, enough, evaluating, split
+from lowrank_plugin.data.samples import mapped
 from lowrank_plugin.layers.kinds import Adapters, Writable, writable
+from lowrank_plugin.outputs.kinds import AUTO
+from lowrank_plugin.outputs.losses import Loss, Values
+from lowrank_plugin.outputs.reading import Outputs, Whole, told
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
 from lowrank_plugin.repair.gauss_newton import Minimum, Parameters, Sample, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
-from lowrank_plugin.support.batches import call, enough, evaluating, split
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.keeping import frozen
-from lowrank_plugin.support.losses import Loss, Values
-from lowrank_plugin.support.outputs import AUTO
 from lowrank_plugin.support.progress import SILENT, Steps
-from lowrank_plugin.support.reading import Outputs, Whole, told
-from lowrank_plugin.support.samples import mapped
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def distill(
     error.
 
     Afterwards all chains are fitted together to what the original puts out, in the same way: to logits by their
-    divergence, to values by their squared distance (:mod:`lowrank_plugin.support.outputs`).
+    divergence, to values by their squared distance (:mod:`lowrank_plugin.outputs.kinds`).
 
     >>> from lowrank_plugin.plugins import LAYER_ADAPTERS, manager
     >>> batches, adapters = [torch.randn(64, 8)], manager().registered(LAYER_ADAPTERS)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from lowrank_plugin.support.losses import Loss
+from lowrank_plugin.outputs.losses import Loss
 
 Parameters = dict[str, Tensor]
 """The weights and biases that are refitted, by name."""
@@ -75,7 +75,7 @@ def minimise(
 
     J. Martens, "Deep learning via Hessian-free optimization", ICML 2010, section 4.
 
-    >>> from lowrank_plugin.support.losses import Values
+    >>> from lowrank_plugin.outputs.losses import Values
     >>> samples = [Sample(torch.eye(2), torch.tensor([1.0, 4.0]))]
     >>> outcome = minimise(lambda weights, inputs: inputs @ weights["w"], {"w": torch.zeros(2)}, samples, samples,
     ...     Values(), precondition=lambda g: g, damping={"w": 0.0}, steps=2)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lowrank_hooks import LayerAdapter
 from lowrank_plugin.layers.kinds import Writable
 from lowrank_plugin.layers.survey import layer_input
+from lowrank_plugin.outputs.losses import Loss
 from lowrank_plugin.repair.gauss_newton import Function, Parameters, Sample
 from lowrank_plugin.statistics.sampling import draw_positions
 from lowrank_plugin.support.hooking import hooked
-from lowrank_plugin.support.losses import Loss
 
 DAMPING = 0.01
 """Multiple of the mean curvature of a layer that is added to all of its curvatures."""

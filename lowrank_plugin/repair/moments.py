@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import WeightLayout
+from lowrank_plugin.data.batches import call, evaluating
 from lowrank_plugin.layers.kinds import Adapters, writable
 from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.statistics.moments import ChannelStatistics
 from lowrank_plugin.support import processes
-from lowrank_plugin.support.batches import call, evaluating
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.messages import listed
 from lowrank_plugin.support.progress import SILENT, Steps

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lowrank_plugin.data.batches import batch_size, call, evaluating
 from lowrank_plugin.layers.survey import Layer, layer_input
 from lowrank_plugin.statistics.autocorrelation import Autocorrelation, Geometry
 from lowrank_plugin.statistics.moments import ChannelStatistics, Moments, working
 from lowrank_plugin.statistics.sampling import draw
 from lowrank_plugin.statistics.vectors import Inputs, Vectors
-from lowrank_plugin.support.batches import batch_size, call, evaluating
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.messages import listed
 from lowrank_plugin.support.progress import SILENT, Steps

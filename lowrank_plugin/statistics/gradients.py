@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lowrank_plugin.data.batches import batch_size, call, enough, evaluating
 from lowrank_plugin.errors import ConfigurationError, LowRankError
 from lowrank_plugin.layers.survey import Layer
+from lowrank_plugin.outputs.reading import Outputs, told
 from lowrank_plugin.support import processes
-from lowrank_plugin.support.batches import batch_size, call, enough, evaluating
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.keeping import frozen
 from lowrank_plugin.support.progress import SILENT, Steps
-from lowrank_plugin.support.reading import Outputs, told
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def pull_back(
 ) -> dict[str, Tensor]:
     r"""Run the model forwards and its log-likelihood backwards, show layers their gradients, and average what they sum.
 
-    What goes backwards from each output are probes of its loss (:mod:`lowrank_plugin.support.outputs`), so that the
+    What goes backwards from each output are probes of its loss (:mod:`lowrank_plugin.outputs.kinds`), so that the
     second moments of gradients are the curvature of the divergence between the model and a perturbed one. From logits
     that is less noisy than the gradient for a label drawn from their softmax, which has the same second moments.
     Values are taken as Gaussian with the variance that they have over the batch. A batch with no output that counts,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch import nn
 
+from lowrank_plugin.data.batches import batch_size
 from lowrank_plugin.layers.survey import Layer
 from lowrank_plugin.statistics import file
 from lowrank_plugin.statistics.collection import ENOUGH, Observed, correlated, product_bytes
 from lowrank_plugin.statistics.vectors import Vectors
-from lowrank_plugin.support.batches import batch_size
 
 logger = logging.getLogger(__name__)
 

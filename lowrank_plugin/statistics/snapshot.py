@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_plugin.data.batches import batch_size, enough
+from lowrank_plugin.data.samples import leaves
 from lowrank_plugin.errors import StatisticsError
 from lowrank_plugin.layers.survey import Layer
+from lowrank_plugin.outputs.kinds import AUTO, Described, read_described, written_described
 from lowrank_plugin.plugins import OWN_DISTRIBUTION
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import file
 from lowrank_plugin.statistics.collection import Observed
 from lowrank_plugin.statistics.gradients import SAMPLES
 from lowrank_plugin.statistics.weighing import Weighed, Weights, weight_at
-from lowrank_plugin.support.batches import batch_size, enough
 from lowrank_plugin.support.messages import listed
-from lowrank_plugin.support.outputs import AUTO, Described, read_described, written_described
-from lowrank_plugin.support.samples import leaves
 from lowrank_plugin.support.validation import JsonObject
 
 _FACTS = ("weights", "costs", "samples", "gradient_samples", "data", "example", "origin")

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_hooks import Problem
+from lowrank_plugin.data.batches import batch_size
 from lowrank_plugin.layers.survey import Layer, layer_input
+from lowrank_plugin.outputs.reading import Outputs
 from lowrank_plugin.solvers.parts.checks import is_finite
 from lowrank_plugin.solvers.parts.fit import measured_error
 from lowrank_plugin.solvers.svd import Spectrum
 from lowrank_plugin.statistics.gradients import SAMPLES, Watch, pull_back
 from lowrank_plugin.statistics.problems import as_measured, corrected
 from lowrank_plugin.statistics.vectors import Inputs
-from lowrank_plugin.support.batches import batch_size
 from lowrank_plugin.support.progress import SILENT, Steps
-from lowrank_plugin.support.reading import Outputs
 
 TRIAL_ERRORS = (0.15, 0.3, 0.6)
 """Relative errors of the trials: mild, about what a layer gets when the cost of a network is halved, and harsh."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import lowrank_plugin
-from lowrank_plugin.support.batches import call
+from lowrank_plugin.data.batches import call
 
 SECTION: dict[str, Any] = {"budget": {"macs": 0.8}, "rank_multiple": 1, "decomposers": ["svd", "tucker2"]}
 DISTILL: dict[str, Any] = {**SECTION, "repair": "distill", "distillation": {"steps": 1, "network_steps": 1}}

@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowrank_plugin
+from lowrank_plugin.data.batches import call
 from lowrank_plugin.errors import LowRankError
-from lowrank_plugin.support.batches import call
 from lowrank_plugin.support.copying import copied
 
 SECTION: dict[str, Any] = {"budget": {"macs": 0.8}, "rank_multiple": 1, "decomposers": ["svd", "tucker2"]}

@@ -19,12 +19,12 @@ import lowrank_plugin
 from lowrank_hooks import StepEvent, hookimpl
 from lowrank_plugin.errors import CalibrationError, ConfigurationError, PlanError
 from lowrank_plugin.layers.adapters import ConvAdapter, LinearAdapter
+from lowrank_plugin.outputs.losses import Values
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.repair.distill import find_blocks
 from lowrank_plugin.repair.gauss_newton import Sample, minimise
 from lowrank_plugin.repair.kronecker import DAMPING, Kronecker
 from lowrank_plugin.solvers.cp.sensitivity import Factors, rescale, sensitivity
-from lowrank_plugin.support.losses import Values
 
 SECTION: dict[str, Any] = {"budget": {"macs": 0.5}, "rank_multiple": 1}
 

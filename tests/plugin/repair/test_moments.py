@@ -32,7 +32,7 @@ class Transposed:
         (nn.Conv2d(4, 6, 3, bias=False), ConvAdapter()),
         (nn.Linear(5, 6), LinearAdapter()),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, nn.Module) else type(value).__name__,
 )
 def test_a_scale_and_a_shift_go_into_weight_and_bias(last, layout):
     last = last.double()

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowrank_plugin.data.samples import is_container, is_movable, is_named, named_parts
 from lowrank_plugin.support.messages import listed
-from lowrank_plugin.support.samples import is_container, is_movable, is_named, named_parts
 
 logger = logging.getLogger("lowrank_plugin")
 

@@ -15,15 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin.support import batch_forms as forms
-from plugin.support.batch_forms import DICTS, EDGES, FORMS, IMAGES, NODES, A, B, Y, same
+from plugin.data import batch_forms as forms
+from plugin.data.batch_forms import DICTS, EDGES, FORMS, IMAGES, NODES, A, B, Y, same
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lowrank_plugin
-from lowrank_plugin.errors import CalibrationError, PlanError
-from lowrank_plugin.support.batches import (
+from lowrank_plugin.data.batches import (
     batch_size,
     call,
     enough,
@@ -33,9 +32,10 @@ from lowrank_plugin.support.batches import (
     take_batches,
     take_example,
 )  # fmt: skip
+from lowrank_plugin.data.inputs import Forward, is_one_shot
+from lowrank_plugin.data.samples import cut, leaves, shapes
+from lowrank_plugin.errors import CalibrationError, PlanError
 from lowrank_plugin.support.hooking import hooked
-from lowrank_plugin.support.inputs import Forward, is_one_shot
-from lowrank_plugin.support.samples import cut, leaves, shapes
 
 SECTION = {"budget": {"macs": 0.6}, "rank_multiple": 1, "decomposers": ["svd"]}
 

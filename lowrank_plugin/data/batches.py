@@ -6,7 +6,7 @@
 **What data are.** A DataLoader, any other iterable of batches, or an ``nncf.Dataset``. A tensor or a mapping by itself
 is one batch. A map-style ``torch.utils.data.Dataset`` holds samples, not batches, and is refused.
 
-**What becomes of an item** (:mod:`lowrank_plugin.support.inputs`), where ``forward(a, b, c=None)`` is the model's:
+**What becomes of an item** (:mod:`lowrank_plugin.data.inputs`), where ``forward(a, b, c=None)`` is the model's:
 
 =================================  ==================================================================================
 ``(a, b, labels)``, a list too     ``forward(a, b)``: required parameters only, so that no label lands in an optional
@@ -36,7 +36,7 @@ Wrappers that pass everything on, such as ``DataParallel`` and ``torch.compile``
 the arguments, anything else, a list too, is one argument. An ``example_input`` likewise, but a list is spread.
 
 **What a model gets** (:func:`call`) is a copy each time, so that the user's data stay as they are. How many samples a
-batch holds, and where it may be cut, is told in :mod:`lowrank_plugin.support.samples`.
+batch holds, and where it may be cut, is told in :mod:`lowrank_plugin.data.samples`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from lowrank_plugin.data.inputs import Forward, Reader
+from lowrank_plugin.data.samples import Samples, cut, fresh, is_movable, leaves, shapes
 from lowrank_plugin.errors import CalibrationError, LowRankError
-from lowrank_plugin.support.inputs import Forward, Reader
 from lowrank_plugin.support.keeping import kept, undisturbed
-from lowrank_plugin.support.samples import Samples, cut, fresh, is_movable, leaves, shapes
 
 
 def take_batches(model: nn.Module, data: Any, samples: int) -> list[object]:

@@ -11,7 +11,7 @@ from collections import UserDict
 import nncf
 import pytest
 import torch
-from plugin.support.batch_forms import same
+from plugin.data.batch_forms import same
 from torch import nn
 
 import lowrank_plugin

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.support.joint import Layout
+from lowrank_plugin.outputs.joint import Layout
 
 GIVEN = "the given loss"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_plugin.support.losses import Loss
+from lowrank_plugin.outputs.losses import Loss
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from lowrank_plugin.data.samples import is_container, is_named, mapped, named_parts
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.support.given import Given, LossFunction
-from lowrank_plugin.support.joint import Joint, Layout, unit_of
-from lowrank_plugin.support.losses import Loss, is_constant
+from lowrank_plugin.outputs.given import Given, LossFunction
+from lowrank_plugin.outputs.joint import Joint, Layout, unit_of
+from lowrank_plugin.outputs.kinds import AUTO, CALLABLE, INSIDE, Described, Output, judged, vocabulary
+from lowrank_plugin.outputs.losses import Loss, is_constant
 from lowrank_plugin.support.messages import suggestion
-from lowrank_plugin.support.outputs import AUTO, CALLABLE, INSIDE, Described, Output, judged, vocabulary
-from lowrank_plugin.support.samples import is_container, is_named, mapped, named_parts
 
 
 def named_tensors(output: object, path: str = "") -> Iterator[tuple[str, Tensor]]:

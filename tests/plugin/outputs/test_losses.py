@@ -16,14 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowrank_plugin.errors import ConfigurationError
+from lowrank_plugin.outputs.given import Given, rooted
+from lowrank_plugin.outputs.joint import Joint, Layout
+from lowrank_plugin.outputs.kinds import Output, judged
+from lowrank_plugin.outputs.losses import Sigmoid, Softmax, Values
+from lowrank_plugin.outputs.reading import Outputs, named_tensors
 from lowrank_plugin.settings import SCHEMA, Settings
 from lowrank_plugin.statistics.gradients import pull_back
-from lowrank_plugin.support.given import Given, rooted
-from lowrank_plugin.support.joint import Joint, Layout
-from lowrank_plugin.support.losses import Sigmoid, Softmax, Values
-from lowrank_plugin.support.outputs import Output, judged
 from lowrank_plugin.support.progress import Steps
-from lowrank_plugin.support.reading import Outputs, named_tensors
 
 JOINT = Joint(Layout(((3,), (2, 2))), (Softmax(), Values(0.5)))
 CASES = [

@@ -49,8 +49,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.support.given import LossFunction
-from lowrank_plugin.support.losses import Loss, Sigmoid, Softmax, Values
+from lowrank_plugin.outputs.given import LossFunction
+from lowrank_plugin.outputs.losses import Loss, Sigmoid, Softmax, Values
 from lowrank_plugin.support.messages import suggestion
 
 KINDS: dict[str, Callable[[Tensor, int], Loss]] = {
