@@ -34,13 +34,13 @@ from common.table import show_cells
 
 from lowrank_hooks import Norm, Problem
 from lowrank_plugin.chains.fitting import fit
+from lowrank_plugin.data.batches import evaluating
 from lowrank_plugin.layers.survey import Layer, survey
 from lowrank_plugin.plugins import DECOMPOSERS, LAYER_ADAPTERS, manager
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import passes
 from lowrank_plugin.statistics.collection import collect
 from lowrank_plugin.statistics.problems import make_problem
-from lowrank_plugin.support.batches import evaluating
 
 DRAWN = ["layer1.0.conv1", "layer1.1.conv2", "layer2.0.conv1", "layer2.0.conv2", "layer2.1.conv2", "layer3.0.conv1"]
 """Layers of the network of which only some positions are taken."""
