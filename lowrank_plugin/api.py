@@ -23,7 +23,8 @@ from lowrank_plugin.layers.eager import check_eager
 from lowrank_plugin.outputs.given import LossFunction
 from lowrank_plugin.plugins import manager
 from lowrank_plugin.ranks.plan import Plan
-from lowrank_plugin.settings import Section, Settings
+from lowrank_plugin.section import Section
+from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.support.keeping import undisturbed
 from lowrank_plugin.support.progress import Progress, Steps, no_progress

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
 
 from lowrank_hooks import NORMS
 from lowrank_plugin.errors import ConfigurationError
-from lowrank_plugin.outputs.given import LossFunction
 from lowrank_plugin.outputs.kinds import AUTO, CALLABLE, IGNORE, KINDS, Described, read_described, written_described
 from lowrank_plugin.support.keys import key, read, schema_of, written
 from lowrank_plugin.support.validation import Json, JsonObject, validate
@@ -336,68 +334,3 @@ def _with_names(section: JsonObject) -> Json:
     if not isinstance(output, Mapping):
         return dict(section)
     return {**section, "output": {str(name): each for name, each in output.items()}}
-
-
-class StabilitySection(TypedDict):
-    """What users may write under ``"stability"``; see :class:`Stability`."""
-
-    slack: float
-
-
-class CalibrationSection(TypedDict, total=False):
-    """What users may write under ``"calibration"``; see :class:`Calibration`."""
-
-    samples: int
-    positions: float
-    memory_gb: float
-
-
-class DistillationSection(TypedDict, total=False):
-    """What users may write under ``"distillation"``; see :class:`Distillation`."""
-
-    steps: int
-    network_steps: int
-    checkpoint: str | None
-
-
-class OutputSection(TypedDict, total=False):
-    """What users may write under ``"output"`` of an output, see :class:`lowrank_plugin.outputs.kinds.Output`."""
-
-    kind: Literal["softmax", "sigmoid", "values"]
-    axis: int
-    probabilities: bool
-
-
-class RuntimeSection(TypedDict, total=False):
-    """What users may write under ``"runtime"``."""
-
-    backend: str
-    precision: str
-
-
-class Section(TypedDict, total=False):
-    """What users may write in the section, for editors and type checkers; see :class:`Settings`."""
-
-    budget: Mapping[str, float] | None
-    ranks: Mapping[str, int | Sequence[int]]
-    decomposers: Literal["auto", "int8"] | Sequence[str]
-    norm: Literal["frobenius", "covariance", "two-sided"] | None
-    policy: str
-    rank_multiple: int
-    output: (
-        Literal["auto"]
-        | OutputSection
-        | Mapping[str, OutputSection | Literal["ignore"] | None]
-        | Mapping[int, OutputSection | Literal["ignore"] | None]
-        | LossFunction
-    )
-    repair: Literal["none", "moments", "distill"]
-    runtime: RuntimeSection | None
-    target_scopes: str | Sequence[str] | None
-    ignored_scopes: str | Sequence[str] | None
-    seed: int
-    device: str | None
-    on_failure: Literal["keep_dense", "raise"]
-    stability: StabilitySection | Literal[False]
-    calibration: CalibrationSection
-    distillation: DistillationSection

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from lowrank_hooks import NORMS, Rank, StageShape
+from lowrank_hooks import Rank, StageShape
+from lowrank_plugin.chains.schema import COUNTED, RECORD_SCHEMA
 from lowrank_plugin.costs.counted import Chain
 from lowrank_plugin.errors import LowRankError, PlanError
-from lowrank_plugin.ranks.plan import ACCURACY_SCHEMA, CHANGE_SCHEMA, Accuracy, Change, Plan
+from lowrank_plugin.ranks.plan import Accuracy, Change, Plan
 from lowrank_plugin.ranks.proposals import DENSE
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.support.validation import Json, JsonObject, validate
@@ -22,54 +23,6 @@ RECORD = "lowrank_record"
 """The attribute of a compressed model that holds its record, a JSON value."""
 
 _PREDICTED = "predicted_"
-_COUNTED = ("macs", "parameters")
-_STAGE = {
-    "type": "object",
-    "required": ["out", "in", "kernel", "groups"],
-    "properties": {
-        "out": {"type": "integer"},
-        "in": {"type": "integer"},
-        "kernel": {"type": "array", "items": {"type": "integer"}},
-        "groups": {"type": "integer"},
-    },
-}
-_LAYER = {
-    "type": "object",
-    "required": ["decomposer", "rank", "kind", "stages", "bias", "macs", "parameters", "status"],
-    "properties": {
-        "decomposer": {"type": "string"},
-        "rank": {"type": "array", "items": {"type": "integer"}},
-        "kind": {"type": "string"},
-        "stages": {"type": "array", "items": _STAGE},
-        "bias": {"type": "boolean"},
-        "macs": CHANGE_SCHEMA,
-        "parameters": CHANGE_SCHEMA,
-        "status": {"type": "string"},
-        "statistics": {"type": "object"},
-        "plugins": {"type": "object", "additionalProperties": {"type": "string"}},
-        "plain": {"type": "object", "required": ["padding", "pad"]},
-    },
-}
-_SCHEMA: Json = {
-    "type": "object",
-    "required": ["norm", "settings", "model", "layers"],
-    "properties": {
-        "norm": {"enum": list(NORMS)},
-        "settings": {"type": "object"},
-        "model": {
-            "type": "object",
-            "required": list(_COUNTED),
-            "properties": dict.fromkeys(_COUNTED, CHANGE_SCHEMA),
-        },
-        "allocation": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
-        "unit": {"type": ["string", "null"]},
-        "layers": {"type": "object", "additionalProperties": _LAYER},
-        "skipped": {"type": "object", "additionalProperties": {"type": "string"}},
-        "accuracy": ACCURACY_SCHEMA,
-        "distilled": {"type": "object", "additionalProperties": CHANGE_SCHEMA},
-        "earlier": {"type": "object"},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -130,7 +83,7 @@ class RecordedLayer:
                 StageShape(each["out"], each["in"], tuple(each["kernel"]), each["groups"]) for each in entry["stages"]
             ),
             entry["bias"],
-            {unit: Change(*entry[unit]) for unit in _COUNTED},
+            {unit: Change(*entry[unit]) for unit in COUNTED},
             entry["status"],
             statistics=dict(entry.get("statistics", {})),
             **{key: entry.get(key) for key in told},
@@ -152,7 +105,7 @@ class RecordedLayer:
                 for each in self.stages
             ],
             "bias": self.bias,
-            **{unit: list(self.costs[unit]) for unit in _COUNTED},
+            **{unit: list(self.costs[unit]) for unit in COUNTED},
             "solver_bytes": self.solver_bytes,
             "predicted_error": self.predicted_error,
             "effective_rank": self.effective_rank,
@@ -237,14 +190,14 @@ class Record:
         :raises PlanError: where it is malformed; names the entry and what was expected there.
         """
         try:
-            validate(value, _SCHEMA, "the record")
+            validate(value, RECORD_SCHEMA, "the record")
             settings = Settings.from_mapping(value["settings"])
         except ValueError as error:
             raise PlanError(str(error)) from error
         return cls(
             value["norm"],
             settings,
-            {unit: Change(*value["model"][unit]) for unit in _COUNTED},
+            {unit: Change(*value["model"][unit]) for unit in COUNTED},
             {name: RecordedLayer.from_json(entry) for name, entry in value["layers"].items()},
             dict(value.get("skipped", {})),
             value.get("allocation"),
@@ -257,7 +210,7 @@ class Record:
 
     def to_json(self) -> Json:
         """A JSON value."""
-        model: Json = {unit: list(self.costs[unit]) for unit in _COUNTED}
+        model: Json = {unit: list(self.costs[unit]) for unit in COUNTED}
         layers = {name: layer.to_json() for name, layer in self.layers.items()}
         if self.measured is not None:
             unit, key = self.measured.unit, _PREDICTED + self.measured.unit

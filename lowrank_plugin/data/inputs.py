@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -141,7 +141,7 @@ class Reader:
         if len(item) <= 2 and self.forward.by_name(first) is not None:
             return self._named(first)
         if _is_nested(first, item[1:], wanted):
-            return tuple(first)  # type: ignore[arg-type]
+            return tuple(cast("Iterable[object]", first))
         return (item,) if self._is_one(item) else tuple(item[:wanted])
 
     def _is_one(self, item: tuple[object, ...] | list[object]) -> bool:

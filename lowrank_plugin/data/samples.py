@@ -22,8 +22,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -90,8 +90,8 @@ def cut(batch: object, start: int, stop: int) -> Any:
     def piece(value: object, beside: bool = False) -> object:
         if isinstance(value, Tensor):
             return _rows(value, start, stop) if value.dim() and value.shape[0] == samples.count else value
-        if _may_be_samples(value, beside) and len(value) == samples.count:  # type: ignore[arg-type]
-            return value[start:stop]  # type: ignore[index]
+        if _may_be_samples(value, beside) and len(value) == samples.count:
+            return value[start:stop]
         return rebuilt(value, piece)
 
     if isinstance(batch, tuple | dict) and not is_movable(batch):
@@ -109,7 +109,7 @@ def fresh(batch: object, device: torch.device) -> Any:
     def copied(leaf: object) -> object:
         if isinstance(leaf, Tensor):
             return leaf.detach().to(device, copy=True)
-        return copy.deepcopy(leaf).to(device) if is_movable(leaf) else leaf  # type: ignore[attr-defined]
+        return copy.deepcopy(leaf).to(device) if is_movable(leaf) else leaf
 
     return mapped(copied, batch)
 
@@ -153,7 +153,15 @@ def shapes(batch: object) -> list[tuple[int, ...]]:
     return [_GIVEN.get(leaf) or (() if leaf.is_nested else tuple(leaf.shape)) for leaf in tensors]
 
 
-def is_movable(value: object) -> bool:
+class Movable(Protocol):
+    """Something that can be brought to a device."""
+
+    def to(self, device: torch.device) -> object:
+        """Itself, or a copy there."""
+        ...
+
+
+def is_movable(value: object) -> TypeGuard[Movable]:
     """Whether something unknown can be brought to a device, so that it probably holds tensors, as a PackedSequence."""
     known = isinstance(value, Tensor | Mapping | list | type) or _is_record(value)
     return not known and callable(getattr(value, "to", None))
@@ -171,7 +179,7 @@ def named_parts(value: object) -> dict[str, Any]:
     """
     if isinstance(value, Mapping):
         return dict(value)
-    names = [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
     return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
@@ -255,11 +263,11 @@ def _sizes(value: object, beside: bool = False) -> Sizes:
         return () if is_movable(value) else None
     own = _common(list(_parts(value)))
     if _may_be_samples(value, beside):
-        return tuple(dict.fromkeys((len(value), *(own or ()))))  # type: ignore[arg-type]
+        return tuple(dict.fromkeys((len(value), *(own or ()))))
     return own
 
 
-def _may_be_samples(value: object, beside: bool) -> bool:
+def _may_be_samples(value: object, beside: bool) -> TypeGuard[Sequence[object]]:
     """Whether a list may hold a sample an entry."""
     if not isinstance(value, list | tuple) or hasattr(value, "_fields") or (beside and isinstance(value, tuple)):
         return False

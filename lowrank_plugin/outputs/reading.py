@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -227,8 +228,8 @@ def _parts(output: object) -> dict[str, object]:
         return named_parts(output)
     if isinstance(output, Mapping):
         return {str(key): part for key, part in output.items()}
-    names = getattr(output, "_fields", None) or map(str, range(len(output)))  # type: ignore[arg-type]
-    return dict(zip(names, output, strict=True))  # type: ignore[call-overload]
+    parts = cast("Sequence[object]", output)
+    return dict(zip(getattr(output, "_fields", None) or map(str, range(len(parts))), parts, strict=True))
 
 
 def _matches(key: str, name: str) -> bool:

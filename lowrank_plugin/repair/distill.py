@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from lowrank_plugin.outputs.reading import Outputs, Whole, told
 from lowrank_plugin.repair.checkpoint import Errors, Notebook
 from lowrank_plugin.repair.gauss_newton import Minimum, Parameters, Sample, minimise
 from lowrank_plugin.repair.kronecker import Kronecker
+from lowrank_plugin.repair.swapping import swapped
 from lowrank_plugin.support.hooking import hooked
 from lowrank_plugin.support.keeping import frozen
 from lowrank_plugin.support.progress import SILENT, Steps
@@ -45,7 +46,6 @@ LEAST = 64
 
 PROBED = 64
 """Samples that the curvature of a block is estimated from."""
-
 
 Read = Callable[[object], "Tensor | None"]
 """From what a block returns to the tensor that is wanted of it; None where there is none."""
@@ -248,7 +248,7 @@ def fit_module(
         # copies, because a module may change its inputs in place and these are used again
         args, kwargs = _copied(inputs)
         kept = {(each, name): value.clone() for each, name, value in buffers}
-        with _swapped({**kept, **{slots[name]: value for name, value in changed.items()}}):
+        with swapped({**kept, **{slots[name]: value for name, value in changed.items()}}):
             # not by calling the module: what was recorded is between the hooks that others put on it
             output = read(module.forward(*args, **kwargs))
         if output is None:
@@ -270,36 +270,12 @@ def _constant_cost(samples: Sequence[Sample], held_out: Sequence[Sample], loss: 
     """What constant outputs would cost on the samples held out: the mean of each batch, or where all of these are of
     one sample, the mean of the others."""
     targets = [each.target for each in held_out]
-    within = sum(_cost_of(each.mean(dim=0, keepdim=True), each, loss) for each in targets)
+    within = sum(float(loss.value(each.mean(dim=0, keepdim=True).expand_as(each), each)) for each in targets)
     alike = [each.target for each in samples if each.target.shape[1:] == targets[0].shape[1:]]
     if within or not alike:
         return within
     mean = torch.cat(alike).mean(dim=0, keepdim=True)
-    return sum(_cost_of(mean, each, loss) for each in targets if each.shape[1:] == mean.shape[1:])
-
-
-def _cost_of(constant: Tensor, target: Tensor, loss: Loss) -> float:
-    return float(loss.value(constant.expand_as(target), target))
-
-
-@contextmanager
-def _swapped(values: Mapping[tuple[nn.Module, str], Tensor]) -> Iterator[None]:
-    """Have modules compute with other tensors in the place of their parameters and buffers.
-
-    Slot by slot and not by name, as :func:`torch.func.functional_call` does it: that loses the parameters of modules
-    which go by several names.
-
-    :param values: by module and name in it.
-    """
-    slots = {slot: slot[0]._parameters if slot[1] in slot[0]._parameters else slot[0]._buffers for slot in values}
-    own = {slot: where[slot[1]] for slot, where in slots.items()}
-    try:
-        for slot, where in slots.items():
-            where[slot[1]] = values[slot]  # type: ignore[assignment]
-        yield
-    finally:
-        for slot, where in slots.items():
-            where[slot[1]] = own[slot]  # type: ignore[assignment]
+    return sum(float(loss.value(mean.expand_as(each), each)) for each in targets if each.shape[1:] == mean.shape[1:])
 
 
 def _layers(block: Block, model: nn.Module, adapters: Adapters) -> dict[str, tuple[nn.Module, Writable]]:

@@ -13,16 +13,16 @@ import jsonschema
 import pytest
 
 from lowrank_hooks import NORMS
-from lowrank_plugin import settings
+from lowrank_plugin import section
 from lowrank_plugin.errors import ConfigurationError
 from lowrank_plugin.settings import SCHEMA, Settings
 
 SECTIONS = {
-    settings.Section: SCHEMA,
-    settings.CalibrationSection: SCHEMA["properties"]["calibration"],
-    settings.DistillationSection: SCHEMA["properties"]["distillation"],
-    settings.RuntimeSection: SCHEMA["properties"]["runtime"],
-    settings.StabilitySection: SCHEMA["properties"]["stability"]["anyOf"][1],
+    section.Section: SCHEMA,
+    section.CalibrationSection: SCHEMA["properties"]["calibration"],
+    section.DistillationSection: SCHEMA["properties"]["distillation"],
+    section.RuntimeSection: SCHEMA["properties"]["runtime"],
+    section.StabilitySection: SCHEMA["properties"]["stability"]["anyOf"][1],
 }
 
 
@@ -38,7 +38,7 @@ def test_words_that_editors_offer_are_those_that_are_valid(key: str) -> None:
     schema = SCHEMA["properties"][key]
     if "enum" in schema:
         words = set()
-        for each in [get_type_hints(settings.Section)[key], *get_args(get_type_hints(settings.Section)[key])]:
+        for each in [get_type_hints(section.Section)[key], *get_args(get_type_hints(section.Section)[key])]:
             words |= {word for word in get_args(each) if isinstance(word, str)}
         assert words == set(schema["enum"]) - {None}
 
