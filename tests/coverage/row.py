@@ -121,6 +121,8 @@ class _Check:
         """All steps; those that need a compressed network only where there is one."""
         if not all(bool(each.isfinite().all()) for each in self._wanted):
             self._row.notes.append("its own outputs are not finite")
+        if not any(bool(each.any()) for each in self._wanted):
+            self._row.wrong.append("it puts out zeros, so that nothing can be said of it")
         before = oracles.Snapshot(self._model)
         small = self._compressed()
         if small is not None:

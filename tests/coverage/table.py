@@ -25,7 +25,8 @@ norms saw one batch) and small inputs, so that nothing here is about accuracy: i
 | untouched | weights, modules, flags and hooks of the user's model are as they were |
 | OpenVINO | the exported network's outputs are the same within 0.001, relative |
 
-A dash stands where a check does not apply; the notes say why.
+A dash stands where a check does not apply; the notes say why. Where wide layers were left out of a run for their time
+(`--widest`), the notes say how many, and they are in none of the other numbers.
 """
 
 
