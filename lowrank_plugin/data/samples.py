@@ -272,7 +272,8 @@ def _may_be_samples(value: object, beside: bool) -> TypeGuard[Sequence[object]]:
     if not isinstance(value, list | tuple) or hasattr(value, "_fields") or (beside and isinstance(value, tuple)):
         return False
     if value and all(is_container(part) for part in value):
-        return True
+        # a sample an entry, unless nothing in them is of a sample
+        return any(isinstance(leaf, Tensor) or is_movable(leaf) for leaf in leaves(value))
     axes = {part.dim() if isinstance(part, Tensor) else 0 for part in value}
     if len(axes) != 1 or axes == {0}:
         return False
