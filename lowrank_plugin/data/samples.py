@@ -272,8 +272,8 @@ def _may_be_samples(value: object, beside: bool) -> TypeGuard[Sequence[object]]:
     if not isinstance(value, list | tuple) or hasattr(value, "_fields") or (beside and isinstance(value, tuple)):
         return False
     if value and all(is_container(part) for part in value):
-        # a sample an entry, unless nothing in them is of a sample
-        return any(isinstance(leaf, Tensor) or is_movable(leaf) for leaf in leaves(value))
+        # a sample an entry, where something is of a sample in each
+        return all(any(_has_axes(leaf) for leaf in leaves(part)) for part in value)
     axes = {part.dim() if isinstance(part, Tensor) else 0 for part in value}
     if len(axes) != 1 or axes == {0}:
         return False
@@ -281,6 +281,10 @@ def _may_be_samples(value: object, beside: bool) -> TypeGuard[Sequence[object]]:
     if axes == {3} or (axes == {1} and isinstance(value, list)):
         return True
     return len({part.shape[0] for part in value}) > 1 or (len(value) == 1 and axes == {2})
+
+
+def _has_axes(leaf: object) -> bool:
+    return is_movable(leaf) or (isinstance(leaf, Tensor) and leaf.dim() > 0)
 
 
 def _common(values: list[Any], beside: bool = False) -> Sizes:
