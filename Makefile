@@ -45,8 +45,7 @@ $(READY2): pyproject.toml constraints-nncf2.txt
 	@touch $(READY2)
 
 test-nncf2: $(READY2)
-	$(PYTEST2) tests/nncf2 tests/hooks tests/plugin integration --ignore tests/hooks/test_guide.py \
-		--ignore tests/plugin/layers/test_prepared.py --deselect tests/plugin/layers/test_survey.py::test_subclasses_that_were_seen_to_compute_what_a_plain_layer_does $(ARGS)
+	$(PYTEST2) tests/nncf2 tests/hooks tests/plugin integration --ignore tests/hooks/test_guide.py $(ARGS)
 
 test-matrix:
 	$(PYTHON) tests/support_matrix.py $(ARGS)

@@ -23,7 +23,9 @@ from lowrank_hooks import Factorization, LayerAdapter, StageShape, Window
 from lowrank_plugin.layers.adapters import CONVOLUTIONS, PADS
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_FUNCTIONS = {torch.conv1d: nn.Conv1d, torch.conv2d: nn.Conv2d, torch.conv3d: nn.Conv3d, F.linear: nn.Linear}
+_FUNCTIONS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "linear": nn.Linear}
+"""By name: NNCF 2 puts functions of its own in the place of torch's, which call these."""
+
 _CLOSE = 8
 """How many times the precision of its dtype an output may differ by, relative to its largest value."""
 
@@ -234,7 +236,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kind = _FUNCTIONS.get(func)
+        kind = _FUNCTIONS.get(getattr(func, "__name__", ""))
         if kind is not None:
             self.calls.append((kind, dict(zip(_ARGUMENTS, args, strict=False)) | (kwargs or {})))
         return func(*args, **(kwargs or {}))
