@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_plugin.chains.fitting import Fitted
 from lowrank_plugin.chains.record import Record, RecordedLayer
 from lowrank_plugin.costs.counted import Chain, macs, parameters, sizes
-from lowrank_plugin.layers.holders import parameters_of
+from lowrank_plugin.layers.holders import bias_of, parameters_of
 from lowrank_plugin.layers.prepared import PlainAdapter
 from lowrank_plugin.layers.survey import Layer, Survey
 from lowrank_plugin.ranks.plan import Change, Plan, PlannedLayer
@@ -71,8 +71,8 @@ def _replaced(
     costs: Mapping[str, Change],
 ) -> RecordedLayer:
     """A layer that a chain took the place of; a bias that the layer had not counts."""
-    bias = getattr(list(chain.children())[-1], "bias", None)
-    added = bias.numel() if isinstance(bias, Tensor) and not isinstance(template.bias, Tensor) else 0
+    bias = bias_of(list(chain.children())[-1])
+    added = bias.numel() if bias is not None and bias_of(template) is None else 0
     weights = costs["parameters"]
     return RecordedLayer(
         planned.decomposer,

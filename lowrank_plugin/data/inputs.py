@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lowrank_plugin.data.samples import is_container, is_movable, is_named, named_parts
 from lowrank_plugin.support.messages import listed
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 _WRAPPED = ("_orig_mod", "module", "base_model", "model")
 """Where wrappers keep the model that they pass everything on to."""

@@ -15,6 +15,7 @@ import torch
 from lowrank_hooks import Point, Rank
 from lowrank_plugin.flow.meter import Meter
 from lowrank_plugin.flow.problems import Problems
+from lowrank_plugin.layers.holders import bias_of
 from lowrank_plugin.layers.scopes import matches
 from lowrank_plugin.plugins import RANK_POLICIES
 from lowrank_plugin.ranks.allocation import Candidates, Chosen, chains_of
@@ -213,7 +214,7 @@ def _biases(problems: Problems, name: str) -> int:
     """How many biases a chain gets that its layer lacks: the correction of its output's mean needs them."""
     subject = problems.subject
     matched = subject.norm.weighted or (bool(problems.source.batches) and subject.settings.repair != "none")
-    shape, has_one = subject.survey.layers[name].shape, subject.model.get_submodule(name).bias is not None
+    shape, has_one = subject.survey.layers[name].shape, bias_of(subject.model.get_submodule(name)) is not None
     return 0 if has_one or not matched or name in subject.inner else shape.groups * shape.out_channels
 
 

@@ -22,6 +22,7 @@ from lowrank_plugin.data.batches import evaluating
 from lowrank_plugin.errors import PlanError
 from lowrank_plugin.flow.problems import Problems
 from lowrank_plugin.flow.subject import Subject, refuse
+from lowrank_plugin.layers.holders import bias_of
 from lowrank_plugin.layers.replacement import make_chain, replace
 from lowrank_plugin.outputs.kinds import AUTO, written_described
 from lowrank_plugin.outputs.reading import Outputs
@@ -114,7 +115,7 @@ def _solve(problems: Problems, names: Sequence[str], decomposer: str, rank: Rank
     subject = problems.subject
     record = subject.registry.find(DECOMPOSERS, decomposer)
     modules = [subject.model.get_submodule(name) for name in names]
-    biases = [module.bias if isinstance(module.bias, torch.Tensor) else None for module in modules]
+    biases = [bias_of(module) for module in modules]
     asked, inputs = [problems[name] for name in names], [problems.inputs(name) for name in names]
     try:
         fitted = fit(asked, record.decomposer, rank, biases, inputs)

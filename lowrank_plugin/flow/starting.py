@@ -23,6 +23,7 @@ from lowrank_plugin.layers.eager import check_eager
 from lowrank_plugin.layers.reach import out_of_reach
 from lowrank_plugin.layers.survey import survey
 from lowrank_plugin.plugins import LAYER_ADAPTERS, Manager
+from lowrank_plugin.ranks.budgets import needs_validation
 from lowrank_plugin.settings import Settings
 from lowrank_plugin.statistics import Statistics
 from lowrank_plugin.statistics.norms import norm_of
@@ -89,7 +90,7 @@ def _changed(model: nn.Module, inplace: bool | None, settings: Settings) -> nn.M
 
     Where a copy is needed, it is made here for the first time, so that one that cannot be made fails early.
     """
-    if inplace and settings.repair != "distill" and "accuracy_drop" not in (settings.budget or {}):
+    if inplace and settings.repair != "distill" and not needs_validation(settings.budget):
         return model
     try:
         network = copied(model)

@@ -21,7 +21,7 @@ CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Co
 PADS: dict[int, type[nn.Module]] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 """What stands before a chain whose input is padded by more on one side than on the other; by the spatial axes."""
 
-Plain: TypeAlias = Any
+KnownLayer: TypeAlias = Any
 """A convolution or linear layer of torch.nn, or one that has their attributes; nn.Module declares none of these."""
 
 
@@ -36,25 +36,25 @@ class ConvAdapter:
     torch.Size([5, 8, 8, 2, 2, 3, 3])
     """
 
-    def refusal(self, module: Plain) -> str | None:
+    def refusal(self, module: KnownLayer) -> str | None:
         """Depthwise convolutions have nothing to factorise across channels."""
         if module.in_channels == module.groups > 1:
             return "depthwise: each group has a single input channel, so there is nothing to factorise across channels"
         return None
 
-    def kernel(self, module: Plain) -> Tensor:
+    def kernel(self, module: KnownLayer) -> Tensor:
         """[G, T, S, *kernel]."""
         return self.to_kernel(module, module.weight.detach())
 
-    def to_kernel(self, module: Plain, weight: Tensor) -> Tensor:
+    def to_kernel(self, module: KnownLayer, weight: Tensor) -> Tensor:
         """[G*T, S, *kernel] to [G, T, S, *kernel], a view."""
         return weight.unflatten(0, (module.groups, -1))
 
-    def to_weight(self, module: Plain, kernel: Tensor) -> Tensor:
+    def to_weight(self, module: KnownLayer, kernel: Tensor) -> Tensor:
         """[G, T, S, *kernel] to [G*T, S, *kernel], a view."""
         return kernel.flatten(0, 1)
 
-    def windows(self, module: Plain) -> tuple[Window, ...] | None:
+    def windows(self, module: KnownLayer) -> tuple[Window, ...] | None:
         """Those of the module's stride, dilation and padding; none where it pads with something other than zeros.
 
         >>> ConvAdapter().windows(nn.Conv1d(4, 6, 3, stride=2, padding=1))
@@ -67,7 +67,7 @@ class ConvAdapter:
         before = sides[::2][::-1]
         return tuple(map(Window, module.kernel_size, module.stride, module.dilation, before))
 
-    def patches(self, module: Plain, inputs: Tensor) -> Tensor:
+    def patches(self, module: KnownLayer, inputs: Tensor) -> Tensor:
         """[B, *out, G, S, *kernel], a view of the padded input."""
         axes = len(module.kernel_size)
         if inputs.dim() == axes + 1:
@@ -85,14 +85,14 @@ class ConvAdapter:
         positions = range(3, 3 + axes)
         return windows.permute(0, *positions, 1, 2, *range(3 + axes, 3 + 2 * axes))
 
-    def outputs(self, module: Plain, outputs: Tensor) -> Tensor:
+    def outputs(self, module: KnownLayer, outputs: Tensor) -> Tensor:
         """[B, *out, G, T], a view."""
         if outputs.dim() == len(module.kernel_size) + 1:
             outputs = outputs.unsqueeze(0)
         return outputs.movedim(1, -1).unflatten(-1, (module.groups, -1))
 
     def positions(
-        self, module: Plain, stages: Sequence[StageShape], inputs: Tensor, outputs: Tensor
+        self, module: KnownLayer, stages: Sequence[StageShape], inputs: Tensor, outputs: Tensor
     ) -> tuple[int, ...]:
         """An axis shrinks to its output size at the stage that carries its taps."""
         axes = len(module.kernel_size)
@@ -104,7 +104,7 @@ class ConvAdapter:
             for index in range(len(stages))
         )
 
-    def build(self, module: Plain, factorization: Factorization, bias: Tensor | None) -> nn.Sequential:
+    def build(self, module: KnownLayer, factorization: Factorization, bias: Tensor | None) -> nn.Sequential:
         """A chain of convolutions of the same class; on each axis one of them takes stride, padding and dilation."""
         shapes = factorization.shapes
         owners = _owners(module.kernel_size, [shape.kernel_size for shape in shapes])
@@ -133,7 +133,7 @@ class ConvAdapter:
         """One convolution with the multiplied-out kernel, behind the layer that pads where there is one."""
         if isinstance(module[0], tuple(PADS.values())):
             return nn.Sequential(module[0], self.to_dense(module[1:]))
-        chain: list[Plain] = list(module)
+        chain: list[KnownLayer] = list(module)
         axes = range(len(chain[0].kernel_size))
         groups = _outer_groups(chain)
         stages = [Stage(conv.weight.detach().unflatten(0, (groups, -1)), conv.groups // groups) for conv in chain]
@@ -165,37 +165,37 @@ class LinearAdapter:
     torch.Size([1, 2, 3])
     """
 
-    def refusal(self, module: Plain) -> str | None:
+    def refusal(self, module: KnownLayer) -> str | None:
         """Linear layers can always be factorised."""
         return None
 
-    def kernel(self, module: Plain) -> Tensor:
+    def kernel(self, module: KnownLayer) -> Tensor:
         """[1, T, S]."""
         return self.to_kernel(module, module.weight.detach())
 
-    def to_kernel(self, module: Plain, weight: Tensor) -> Tensor:
+    def to_kernel(self, module: KnownLayer, weight: Tensor) -> Tensor:
         """[T, S] to [1, T, S], a view."""
         return weight.unsqueeze(0)
 
-    def to_weight(self, module: Plain, kernel: Tensor) -> Tensor:
+    def to_weight(self, module: KnownLayer, kernel: Tensor) -> Tensor:
         """[1, T, S] to [T, S], a view."""
         return kernel.squeeze(0)
 
-    def patches(self, module: Plain, inputs: Tensor) -> Tensor:
+    def patches(self, module: KnownLayer, inputs: Tensor) -> Tensor:
         """[B, *rest, 1, S], a view."""
         return torch.atleast_2d(inputs).unsqueeze(-2)
 
-    def outputs(self, module: Plain, outputs: Tensor) -> Tensor:
+    def outputs(self, module: KnownLayer, outputs: Tensor) -> Tensor:
         """[B, *rest, 1, T], a view."""
         return torch.atleast_2d(outputs).unsqueeze(-2)
 
     def positions(
-        self, module: Plain, stages: Sequence[StageShape], inputs: Tensor, outputs: Tensor
+        self, module: KnownLayer, stages: Sequence[StageShape], inputs: Tensor, outputs: Tensor
     ) -> tuple[int, ...]:
         """Every stage is applied to the same rows."""
         return (math.prod(outputs.shape[:-1]),) * len(stages)
 
-    def build(self, module: Plain, factorization: Factorization, bias: Tensor | None) -> nn.Sequential:
+    def build(self, module: KnownLayer, factorization: Factorization, bias: Tensor | None) -> nn.Sequential:
         """A chain of linear layers."""
         chain = []
         for index, stage in enumerate(factorization.stages):
@@ -206,7 +206,7 @@ class LinearAdapter:
 
     def to_dense(self, module: nn.Sequential) -> nn.Module:
         """One linear layer with the product of the weights."""
-        chain: list[Plain] = list(module)
+        chain: list[KnownLayer] = list(module)
         stages = tuple(Stage(linear.weight.detach().unsqueeze(0)) for linear in chain)
         weight = Factorization(stages).to_kernel()[0]
         bias = chain[-1].bias
@@ -231,12 +231,12 @@ def _padding(padding: str | Sequence[int], mine: Sequence[bool]) -> str | tuple[
     return padding if isinstance(padding, str) else _choose(mine, padding, 0)
 
 
-def _pads(module: Plain, mine: Sequence[bool]) -> bool:
+def _pads(module: KnownLayer, mine: Sequence[bool]) -> bool:
     sides = module._reversed_padding_repeated_twice
     return any(own and (sides[-2 * a - 2] or sides[-2 * a - 1]) for a, own in enumerate(mine))
 
 
-def _outer_groups(chain: Sequence[Plain]) -> int:
+def _outer_groups(chain: Sequence[KnownLayer]) -> int:
     """The groups of the layer that a chain came from: those that every stage's groups are a multiple of."""
     return list(accumulate((conv.groups for conv in chain), math.gcd))[-1]
 

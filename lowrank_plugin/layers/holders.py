@@ -44,6 +44,18 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in _own(module).items() if is_lazy(each) or each.dim() >= 2}
 
 
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias of a layer; None where it has none, whatever else it keeps under that name.
+
+    >>> bias_of(nn.Linear(3, 4)).shape, bias_of(nn.Linear(3, 4, bias=False))
+    (torch.Size([4]), None)
+
+    :param module: a layer, or a stage of a chain.
+    """
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
 def own_size(module: nn.Module) -> int:
     """How many numbers the weights and biases are that a module holds itself, as far as they are initialised.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lowrank_plugin.errors import BudgetError
 from lowrank_plugin.ranks.allocation import Candidates, Chosen
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 STEPS = 6
 TOLERANCE = 0.03

@@ -31,7 +31,7 @@ from lowrank_plugin.settings import Settings
 from lowrank_plugin.solvers import batching
 from lowrank_plugin.statistics.weighing import Weights, weight_at
 
-logger = logging.getLogger("lowrank_plugin")
+logger = logging.getLogger(__name__)
 
 _TIE = 1e-3
 

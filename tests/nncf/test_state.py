@@ -237,7 +237,10 @@ BAD_STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "algorithms": (lambda s: s["algorithms"].pop(), "damaged: its config and its list of algorithms"),
     "no layers": (lambda s: s.update(lowrank=None), "damaged: 'lowrank' was applied"),
-    "layer": (lambda s: s["lowrank"]["record"]["layers"].update(gone={"decomposer": "svd"}), "no such layer|required"),
+    "layer": (
+        lambda s: s["lowrank"]["record"]["layers"].update(gone={"decomposer": "svd"}),
+        "'rank' is a required property",
+    ),
 }
 
 
