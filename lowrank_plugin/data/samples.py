@@ -294,7 +294,7 @@ def _common(values: list[Any], beside: bool = False) -> Sizes:
     if not every:
         return None
     firm = [sizes for value, sizes in found if not (isinstance(value, Tensor) and _is_square(value))]
-    return _in_all(every) or _in_all(firm) or _in_all([sizes for sizes in firm if sizes != (1,)])
+    return _in_all(every) or _in_all(firm) or _in_all([sizes for sizes in firm if 1 not in sizes])
 
 
 def _in_all(found: list[tuple[int, ...]]) -> tuple[int, ...]:
